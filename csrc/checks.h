@@ -1,0 +1,87 @@
+// The arguments of one layer, unpacked and checked. Python gives users their errors (fusedlstm/lstm.py);
+// these checks keep a direct caller of the operators from reading past a tensor.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace fusedlstm {
+
+using torch::stable::Tensor;
+
+inline std::string shape(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  return text + "]";
+}
+
+inline void check_shape(const char* name, const Tensor& tensor, const std::vector<int64_t>& expected) {
+  std::string wanted = "[";
+  for (size_t i = 0; i < expected.size(); ++i) wanted += (i ? ", " : "") + std::to_string(expected[i]);
+  STD_TORCH_CHECK(shape(tensor) == wanted + "]", name, " must be ", wanted, "], got ", shape(tensor));
+}
+
+inline void check_like(const char* name, const Tensor& tensor, const Tensor& input) {
+  STD_TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), name, " must have the dtype of input");
+  STD_TORCH_CHECK(tensor.device() == input.device(), name, " must be on the device of input");
+}
+
+// Weights arrive as nn.LSTM orders them: for each direction weight_ih, weight_hh, then bias_ih and bias_hh
+// if there are biases, then weight_hr if there is a projection.
+struct Layer {
+  int64_t steps, batch, input, hidden, outputs, directions;  // T, N, I, H, P, D
+  bool biased, projected;
+  const std::vector<Tensor>& weights;
+
+  Layer(const Tensor& x, const Tensor& h0, const Tensor& c0, const std::vector<Tensor>& weights,
+        const std::optional<Tensor>& lengths)
+      : weights(weights) {
+    STD_TORCH_CHECK(x.dim() == 3, "input must be [steps, batch, input_size], got ", shape(x));
+    STD_TORCH_CHECK(c0.dim() == 3, "c0 must be [directions, batch, hidden_size], got ", shape(c0));
+    STD_TORCH_CHECK(h0.dim() == 3, "h0 must be [directions, batch, outputs], got ", shape(h0));
+    steps = x.size(0), batch = x.size(1), input = x.size(2);
+    directions = c0.size(0), hidden = c0.size(2), outputs = h0.size(2);
+    STD_TORCH_CHECK(directions == 1 || directions == 2, "c0 must have 1 or 2 directions, got ", directions);
+    projected = outputs != hidden;
+    const int64_t each = static_cast<int64_t>(weights.size()) / directions;
+    biased = each >= 4;
+    STD_TORCH_CHECK(each * directions == static_cast<int64_t>(weights.size()) &&
+                        each == 2 + 2 * biased + projected,
+                    "weights must hold ", projected ? "3 or 5" : "2 or 4", " tensors for each of ", directions,
+                    " directions, got ", weights.size());
+    check_shape("h0", h0, {directions, batch, outputs});
+    check_shape("c0", c0, {directions, batch, hidden});
+    check_like("h0", h0, x);
+    check_like("c0", c0, x);
+    for (int64_t d = 0; d < directions; ++d) {
+      check_shape("weight_ih", weight_ih(d), {4 * hidden, input});
+      check_shape("weight_hh", weight_hh(d), {4 * hidden, outputs});
+      if (projected) check_shape("weight_hr", weight_hr(d), {outputs, hidden});
+      if (biased) {
+        check_shape("bias_ih", bias_ih(d), {4 * hidden});
+        check_shape("bias_hh", bias_hh(d), {4 * hidden});
+      }
+    }
+    for (const Tensor& weight : weights) check_like("weights", weight, x);
+    if (lengths) {
+      check_shape("lengths", *lengths, {batch});
+      STD_TORCH_CHECK(lengths->scalar_type() == torch::headeronly::ScalarType::Long, "lengths must be int64");
+      STD_TORCH_CHECK(lengths->device() == x.device(), "lengths must be on the device of input");
+    }
+  }
+
+  int64_t weights_per_direction() const { return 2 + 2 * biased + projected; }
+  const Tensor& weight_ih(int64_t d) const { return weights[d * weights_per_direction()]; }
+  const Tensor& weight_hh(int64_t d) const { return weights[d * weights_per_direction() + 1]; }
+  const Tensor& bias_ih(int64_t d) const { return weights[d * weights_per_direction() + 2]; }
+  const Tensor& bias_hh(int64_t d) const { return weights[d * weights_per_direction() + 3]; }
+  const Tensor& weight_hr(int64_t d) const { return weights[(d + 1) * weights_per_direction() - 1]; }
+};
+
+}  // namespace fusedlstm

@@ -1,0 +1,42 @@
+// Everything that the body needs is included first: code of the standard library must not be compiled for avx512,
+// since the linker may pick that copy for the whole program.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "kernel.h"
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma")
+#endif
+
+#include "../cell.h"
+
+namespace fusedlstm::cpu {
+namespace {
+constexpr int kVectorBytes = 64;
+constexpr int kAccumulators = 24;
+#include "kernel_impl.h"
+}  // namespace
+
+template <class T>
+const Kernel<T>& kernel_avx512() {
+  static constexpr Kernel<T> kernel = make_kernel<T>("avx512");
+  return kernel;
+}
+template const Kernel<float>& kernel_avx512();
+template const Kernel<double>& kernel_avx512();
+}  // namespace fusedlstm::cpu
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif

@@ -1,0 +1,249 @@
+// The body of kernel_*.cpp. The including file has set the instruction set and, in an anonymous namespace of
+// fusedlstm::cpu, kVectorBytes and kAccumulators (how many vectors of sums fit the registers beside operands).
+
+#include "simd.h"
+
+constexpr int kTileRows = kAccumulators / 2;  // a tile is at most kTileRows rows by two vectors of columns
+
+// sum[r][c] = dot(a[r], column vector c of b), where row k of b starts at b + k * b_stride.
+template <class T, int R, int C>
+FUSEDLSTM_HOST_DEVICE void dot(const T* const (&a)[R], const T* b, int64_t b_stride, int64_t depth,
+                               Vec<T> (&sum)[R][C]) {
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) sum[r][c] = Vec<T>{};
+  for (int64_t k = 0; k < depth; ++k, b += b_stride) {
+    Vec<T> column[C];
+    for (int c = 0; c < C; ++c) column[c] = load(b + c * kLanes<T>);
+    for (int r = 0; r < R; ++r) {
+      const Vec<T> value = splat(a[r][k]);
+      for (int c = 0; c < C; ++c) sum[r][c] += value * column[c];
+    }
+  }
+}
+
+template <int R, class Function>
+void visit_tile(const int64_t* rows, int64_t stride, int64_t count, const Function& function) {
+  if constexpr (R > 1) {
+    if (count < R) return visit_tile<R - 1>(rows, stride, count, function);
+  }
+  int64_t row[R];
+  for (int r = 0; r < R; ++r) row[r] = rows[r * stride];
+  function(row);
+}
+
+// Calls function(int64_t (&row)[R]) for the rows of a share that are active in step t, in tiles of equal size.
+template <class Function>
+void for_each_tile(const Rows& rows, int64_t t, const Share& share, const Function& function) {
+  const int64_t count = (rows.active[t] - share.row_first + share.row_stride - 1) / share.row_stride;
+  const int64_t tiles = (count + kTileRows - 1) / kTileRows;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t begin = count * tile / tiles, end = count * (tile + 1) / tiles;
+    visit_tile<kTileRows>(rows.order + share.row_first + begin * share.row_stride, share.row_stride, end - begin,
+                          function);
+  }
+}
+
+template <class T>
+constexpr int64_t kColumns = 2 * kLanes<T>;
+
+template <class T>
+void pack_gates(const ForwardArgs<T>& args, const Share& share, T* packed) {
+  const int64_t H = args.size.hidden, P = args.size.outputs, W = kLanes<T>;
+  for (int64_t block = share.block_begin; block < share.block_end; ++block) {
+    T* const out = packed + block * P * 4 * W;
+    const int64_t unit = block * W, units = std::min(W, H - unit);
+    for (int gate = 0; gate < 4; ++gate) {
+      const T* const rows = args.weight_hh + (gate * H + unit) * P;
+      for (int64_t k = 0; k < P; ++k)
+        for (int64_t j = 0; j < W; ++j) out[(k * 4 + gate) * W + j] = j < units ? rows[j * P + k] : T(0);
+    }
+  }
+}
+
+template <class T>
+void pack_rows(const T* weight, int64_t rows, int64_t depth, const Share& share, T* packed) {
+  for (int64_t block = share.block_begin; block < share.block_end; ++block) {
+    T* const out = packed + block * depth * kColumns<T>;
+    const int64_t begin = block * kColumns<T>, count = std::min(kColumns<T>, rows - begin);
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t j = 0; j < kColumns<T>; ++j)
+        out[k * kColumns<T> + j] = j < count ? weight[(begin + j) * depth + k] : T(0);
+  }
+}
+
+template <class T>
+void pack_columns(const T* weight, int64_t depth, int64_t columns, const Share& share, T* packed) {
+  for (int64_t block = share.block_begin; block < share.block_end; ++block) {
+    T* const out = packed + block * depth * kColumns<T>;
+    const int64_t begin = block * kColumns<T>, count = std::min(kColumns<T>, columns - begin);
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t j = 0; j < kColumns<T>; ++j)
+        out[k * kColumns<T> + j] = j < count ? weight[k * columns + begin + j] : T(0);
+  }
+}
+
+// The step that a row takes first in its own direction has h0 and c0 before it.
+template <class Args>
+FUSEDLSTM_HOST_DEVICE bool is_first(const Args& args, int64_t t, int64_t row) {
+  return t == (args.reverse ? args.rows.length[row] - 1 : 0);
+}
+template <class Args>
+FUSEDLSTM_HOST_DEVICE bool is_last(const Args& args, int64_t t, int64_t row) {
+  return t == (args.reverse ? 0 : args.rows.length[row] - 1);
+}
+
+template <class T>
+void forward_step(const ForwardArgs<T>& args, int64_t t, const Share& share, const T* packed, T* h,
+                  int64_t h_stride) {
+  const int64_t N = args.size.batch, H = args.size.hidden, P = args.size.outputs, W = kLanes<T>;
+  const int64_t depth = args.weight_hh ? P : 0;
+  const int64_t t_before = args.reverse ? t + 1 : t - 1;
+  for (int64_t block = share.block_begin; block < share.block_end; ++block) {
+    const T* const weight = packed + block * P * 4 * W;
+    const int64_t unit = block * W, units = std::min(W, H - unit);
+    for_each_tile(args.rows, t, share, [&]<int R>(const int64_t(&row)[R]) {
+      const T *h_before[R], *c_before[R];
+      for (int r = 0; r < R; ++r) {
+        const bool first = is_first(args, t, row[r]);
+        h_before[r] = first ? args.h0 + row[r] * P : args.y + (t_before * N + row[r]) * args.y_stride;
+        c_before[r] = first ? args.c0 + row[r] * H : args.c + t_before * args.c_step + row[r] * args.c_stride;
+      }
+      Vec<T> sum[R][4];
+      if constexpr (4 * R <= kAccumulators) {
+        dot<T, R, 4>(h_before, weight, 4 * W, depth, sum);
+      } else {  // two gates at a time, so that the sums stay in registers
+        Vec<T> half[R][2];
+        for (int pair = 0; pair < 4; pair += 2) {
+          dot<T, R, 2>(h_before, weight + pair * W, 4 * W, depth, half);
+          for (int r = 0; r < R; ++r) {
+            sum[r][pair] = half[r][0];
+            sum[r][pair + 1] = half[r][1];
+          }
+        }
+      }
+      for (int r = 0; r < R; ++r) {
+        T* const gates = args.gates + (t * N + row[r]) * args.gates_stride + unit;
+        for (int gate = 0; gate < 4; ++gate) {
+          sum[r][gate] += load(gates + gate * H, units);
+          if (args.bias) sum[r][gate] += load(args.bias + gate * H + unit, units);
+        }
+        const Gates<Vec<T>> activated =
+            activate<VectorMath<T>>(Gates<Vec<T>>{sum[r][0], sum[r][1], sum[r][2], sum[r][3]});
+        const Vec<T> c = next_cell(activated, load(c_before[r] + unit, units));
+        store(args.c + t * args.c_step + row[r] * args.c_stride + unit, c, units);
+        store(h + row[r] * h_stride + unit, hidden_state<VectorMath<T>>(activated, c), units);
+        if (args.keep_gates) {
+          store(gates, activated.i, units);
+          store(gates + H, activated.f, units);
+          store(gates + 2 * H, activated.g, units);
+          store(gates + 3 * H, activated.o, units);
+        }
+      }
+    });
+  }
+}
+
+template <class T>
+void project(const ForwardArgs<T>& args, int64_t t, const Share& share, const T* packed, const T* h) {
+  const int64_t N = args.size.batch, H = args.size.hidden, P = args.size.outputs, W = kLanes<T>;
+  for (int64_t block = share.block_begin; block < share.block_end; ++block) {
+    const int64_t column = block * kColumns<T>;
+    for_each_tile(args.rows, t, share, [&]<int R>(const int64_t(&row)[R]) {
+      const T* a[R];
+      for (int r = 0; r < R; ++r) a[r] = h + row[r] * H;
+      Vec<T> sum[R][2];
+      dot<T, R, 2>(a, packed + block * H * kColumns<T>, kColumns<T>, H, sum);
+      for (int r = 0; r < R; ++r)
+        for (int64_t at = column, v = 0; v < 2 && at < P; ++v, at += W)
+          store(args.y + (t * N + row[r]) * args.y_stride + at, sum[r][v], P - at);
+    });
+  }
+}
+
+// What step t's output (its P columns from `at`) receives from grad_y and grad_h_n.
+template <class T>
+FUSEDLSTM_HOST_DEVICE Vec<T> output_gradient(const BackwardArgs<T>& args, int64_t t, int64_t row, int64_t at) {
+  const int64_t P = args.size.outputs;
+  Vec<T> grad{};
+  if (args.grad_y) grad += load(args.grad_y + (t * args.size.batch + row) * args.y_stride + at, P - at);
+  if (args.grad_h_n && is_last(args, t, row)) grad += load(args.grad_h_n + row * P + at, P - at);
+  return grad;
+}
+
+// The gates' gradient of the step after t in the direction's own order, which is the step before t in backward.
+// A row whose last step is t reads the zeros that stand beyond its length, or nothing when no step comes after.
+template <class T>
+FUSEDLSTM_HOST_DEVICE int64_t depth_after(const BackwardArgs<T>& args, int64_t t) {
+  return t == (args.reverse ? 0 : args.size.steps - 1) ? 0 : 4 * args.size.hidden;
+}
+template <class T>
+FUSEDLSTM_HOST_DEVICE const T* gates_after(const BackwardArgs<T>& args, int64_t t, int64_t row) {
+  return args.grad_gates + ((args.reverse ? t - 1 : t + 1) * args.size.batch + row) * args.gates_stride;
+}
+
+template <class T>
+void backward_project(const BackwardArgs<T>& args, int64_t t, const Share& share, const T* packed) {
+  const int64_t N = args.size.batch, H = args.size.hidden, P = args.size.outputs, W = kLanes<T>;
+  for (int64_t block = share.block_begin; block < share.block_end; ++block) {
+    const int64_t column = block * kColumns<T>;
+    for_each_tile(args.rows, t, share, [&]<int R>(const int64_t(&row)[R]) {
+      const T* a[R];
+      for (int r = 0; r < R; ++r) a[r] = gates_after(args, t, row[r]);
+      Vec<T> sum[R][2];
+      dot<T, R, 2>(a, packed + block * 4 * H * kColumns<T>, kColumns<T>, depth_after(args, t), sum);
+      for (int r = 0; r < R; ++r)
+        for (int64_t at = column, v = 0; v < 2 && at < P; ++v, at += W)
+          store(args.grad_p + (t * N + row[r]) * P + at, sum[r][v] + output_gradient(args, t, row[r], at), P - at);
+    });
+  }
+}
+
+template <class T>
+void backward_step(const BackwardArgs<T>& args, int64_t t, const Share& share, const T* packed) {
+  const int64_t N = args.size.batch, H = args.size.hidden, P = args.size.outputs, W = kLanes<T>;
+  const bool projected = args.grad_p != nullptr;
+  const int64_t full_depth = projected ? P : 4 * H, depth = projected ? P : depth_after(args, t);
+  const int64_t t_before = args.reverse ? t + 1 : t - 1;
+  for (int64_t block = share.block_begin; block < share.block_end; ++block) {
+    for_each_tile(args.rows, t, share, [&]<int R>(const int64_t(&row)[R]) {
+      const T* a[R];
+      for (int r = 0; r < R; ++r)
+        a[r] = projected ? args.grad_p + (t * N + row[r]) * P : gates_after(args, t, row[r]);
+      Vec<T> sum[R][2];
+      dot<T, R, 2>(a, packed + block * full_depth * kColumns<T>, kColumns<T>, depth, sum);
+      for (int r = 0; r < R; ++r) {
+        const bool first = is_first(args, t, row[r]);
+        for (int64_t unit = block * kColumns<T>, v = 0; v < 2 && unit < H; ++v, unit += W) {
+          const int64_t units = H - unit;
+          const T* const saved = args.gates + (t * N + row[r]) * args.gates_stride + unit;
+          const T* const c_before = first ? args.c0 + row[r] * H : args.c + (t_before * N + row[r]) * args.c_stride;
+          T* const grad_c0 = args.grad_c0 + row[r] * H + unit;
+
+          const Gates<Vec<T>> gates{load(saved, units), load(saved + H, units), load(saved + 2 * H, units),
+                                    load(saved + 3 * H, units)};
+          Vec<T> grad_h = sum[r][v];
+          if (!projected) grad_h += output_gradient(args, t, row[r], unit);
+          Vec<T> grad_c = load(grad_c0, units);
+          if (args.grad_c) grad_c += load(args.grad_c + (t * N + row[r]) * args.c_stride + unit, units);
+          const Vec<T> c = load(args.c + (t * N + row[r]) * args.c_stride + unit, units);
+          const CellGradient<Vec<T>> grad =
+              cell_gradient<VectorMath<T>>(gates, load(c_before + unit, units), c, grad_h, grad_c);
+
+          T* const out = args.grad_gates + (t * N + row[r]) * args.gates_stride + unit;
+          store(out, grad.pre.i, units);
+          store(out + H, grad.pre.f, units);
+          store(out + 2 * H, grad.pre.g, units);
+          store(out + 3 * H, grad.pre.o, units);
+          store(grad_c0, grad.c_prev, units);
+          if (projected) store(args.h + (t * N + row[r]) * H + unit, grad.h, units);
+        }
+      }
+    });
+  }
+}
+
+template <class T>
+constexpr Kernel<T> make_kernel(const char* instruction_set) {
+  return {instruction_set, kLanes<T>,    kColumns<T>, pack_gates<T>,       pack_rows<T>,    pack_columns<T>,
+          forward_step<T>, project<T>, backward_project<T>, backward_step<T>};
+}

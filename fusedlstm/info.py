@@ -1,0 +1,37 @@
+"""What was built, and what can run here: the text of ``python -m fusedlstm info``."""
+
+import platform
+
+import torch
+
+import fusedlstm
+from fusedlstm import _C
+
+
+def report() -> str:
+    """Describes this installation in lines of ``name: value``, as bug reports should quote it.
+
+    Returns:
+        Versions, how the extension was built, what the processor and the GPU offer, which kernels are usable.
+
+    Example:
+        >>> print(report())  # doctest: +SKIP
+    """
+    build = _C.build_info()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none visible"
+    lines = {
+        "fusedlstm": fusedlstm.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "built with compiler": build["compiler"],
+        "built against torch": build["torch"],
+        "built for CUDA": f"{build['cuda']}, architectures {build['cuda_archs']}" if build["cuda"] else "no",
+        "CPU": torch.backends.cpu.get_cpu_capability(),
+        "CPU threads": str(torch.get_num_threads()),
+        "GPU": gpu,
+        "CPU kernels": f"usable, {_C.instruction_set()}",
+        "CUDA kernels": "not in this version",
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())

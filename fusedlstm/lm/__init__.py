@@ -1,0 +1,41 @@
+"""A recurrent language model: train it on any text, resume it exactly, sample from it.
+
+from fusedlstm.lm import TrainConfig, Trainer, sample
+
+trainer = Trainer(TrainConfig(data=("input.txt",), steps=1000))
+trainer.run()
+print(trainer.evaluate())
+print(sample(trainer.model.eval(), trainer.corpus.vocabulary, "The "))
+"""
+
+try:
+    import numpy  # noqa: F401 - safetensors needs it and does not say so
+    import safetensors  # noqa: F401
+    import tqdm  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"fusedlstm.lm needs the package {error.name}; install it with: pip install fusedlstm[lm]", name=error.name
+    ) from error
+
+from fusedlstm.lm.checkpoint import CheckpointError
+from fusedlstm.lm.config import TrainConfig
+from fusedlstm.lm.data import ByteVocabulary, Corpus, WordVocabulary, load_corpus
+from fusedlstm.lm.evaluation import Evaluation, evaluate
+from fusedlstm.lm.generate import load_model, sample
+from fusedlstm.lm.model import LanguageModel
+from fusedlstm.lm.train import Trainer
+
+__all__ = [
+    "ByteVocabulary",
+    "CheckpointError",
+    "Corpus",
+    "Evaluation",
+    "LanguageModel",
+    "TrainConfig",
+    "Trainer",
+    "WordVocabulary",
+    "evaluate",
+    "load_corpus",
+    "load_model",
+    "sample",
+]

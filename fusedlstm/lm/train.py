@@ -1,0 +1,221 @@
+"""Training: truncated backpropagation through time with Adam, in runs that resume exactly."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusedlstm.lm import checkpoint
+from fusedlstm.lm.checkpoint import Checkpoint, CheckpointError
+from fusedlstm.lm.config import TrainConfig
+from fusedlstm.lm.data import Batches, load_corpus
+from fusedlstm.lm.evaluation import Evaluation, evaluate
+from fusedlstm.lm.model import State, detach
+
+# Files may have moved (their text is compared), and training may go on for longer.
+_MAY_CHANGE_ON_RESUME = ("data", "steps")
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Return the learning rate of one update: a short linear warm-up, then a cosine down to a tenth.
+
+    Args:
+        step: updates made before this one.
+        steps: updates of the whole run.
+        peak: highest value.
+
+    Example:
+        >>> learning_rate(50, 1000, 1.0)
+        1.0
+    """
+    warmup = min(100, steps // 20)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (0.55 + 0.45 * math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+class Trainer:
+    """One training run: model, optimizer, place in the text and random state.
+
+    Random numbers come from the run's own stream, so several runs in one process do not disturb each other.
+
+    Args:
+        config: what to train.
+
+    Attributes:
+        corpus: the text, split.
+        model: the model in training.
+        step: updates made so far.
+        losses: nats per token of each update's window, before the update.
+
+    Raises:
+        OSError: a file of ``config.data`` cannot be read.
+        ValueError: the text is too short for one window.
+
+    Example:
+        >>> trainer = Trainer(TrainConfig(hidden_size=16, window=8, batch_size=2, steps=3))
+        >>> len(trainer.run())
+        3
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.corpus = load_corpus(config.data, config.vocabulary, config.max_words, config.held_out)
+        needed = config.window * config.batch_size + 1
+        if len(self.corpus.train) < needed:
+            raise ValueError(
+                f"data must hold at least {needed:,} training tokens (window {config.window} x batch size "
+                f"{config.batch_size} + 1), got {len(self.corpus.train):,}; give more text, a smaller window or batch"
+            )
+        self._batches = Batches(self.corpus.train, config.window, config.batch_size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = config.build_model(self.corpus.vocabulary.size)
+            self._rng = torch.get_rng_state()
+        self._optimizer = torch.optim.Adam(self.model.parameters())
+        self.step = 0
+        self.losses: list[float] = []
+        self._position = 0
+        self._hidden: State | None = None
+
+    def train_step(self) -> float:
+        """Make one update.
+
+        Returns:
+            The loss before it, in nats per token.
+
+        Raises:
+            FloatingPointError: the loss is not finite; no update was made.
+        """
+        x, target = self._batches[self._position]
+        self.model.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._rng)
+            logits, hidden = self.model(x, self._hidden)
+            self._rng = torch.get_rng_state()
+        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"learning_rate must keep the loss finite, got {value} at step {self.step + 1} "
+                f"with {self.config.learning_rate:g}; choose a smaller one"
+            )
+        self._optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.config.steps, self.config.learning_rate)
+        self._optimizer.step()
+        self.step += 1
+        self.losses.append(value)
+        self._position = (self._position + 1) % len(self._batches)
+        self._hidden = detach(hidden) if self._position else None
+        return value
+
+    def run(
+        self,
+        until: int | None = None,
+        on_step: Callable[[int, float], object] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> list[tuple[int, float]]:
+        """Train up to a step.
+
+        Args:
+            until: step to reach; None means all of ``config.steps``.
+            on_step: called with step and loss after each update.
+            stop: asked after each update; True ends the run early.
+
+        Returns:
+            Step and loss (nats per token) of each update made.
+        """
+        history: list[tuple[int, float]] = []
+        last = self.config.steps if until is None else min(until, self.config.steps)
+        while self.step < last:
+            loss = self.train_step()
+            history.append((self.step, loss))
+            if on_step is not None:
+                on_step(self.step, loss)
+            if stop is not None and stop():
+                break
+        return history
+
+    def evaluate(self) -> Evaluation:
+        """Measure the model on the held-out part."""
+        corpus, config = self.corpus, self.config
+        return evaluate(self.model, corpus.held_out, corpus.held_out_bytes, config.window, config.batch_size)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything that ``resume`` needs to one file, atomically.
+
+        Args:
+            path: the file to create or replace.
+
+        Raises:
+            OSError: the file cannot be written; a previous one is untouched.
+        """
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, moments in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+        if self._hidden is not None:
+            states = (self._hidden,) if isinstance(self._hidden, Tensor) else self._hidden
+            tensors |= {f"hidden.{index}": tensor for index, tensor in enumerate(states)}
+        tensors |= {"rng": self._rng, "losses": torch.tensor(self.losses, dtype=torch.float64)}
+        corpus = self.corpus
+        checkpoint.save(
+            path, Checkpoint(self.config, corpus.vocabulary, self.step, self._position, corpus.digest, tensors)
+        )
+
+    @classmethod
+    def resume(cls, path: str | os.PathLike[str], **changes: Any) -> Trainer:
+        """Continue the run of a checkpoint: each later loss and weight is what it would have been without the break.
+
+        Args:
+            path: a file that ``save`` wrote.
+            changes: fields of TrainConfig. ``steps`` may grow (the learning rate then follows the longer schedule) and
+                ``data`` may name the same text elsewhere; any other must equal the checkpoint's.
+
+        Returns:
+            The run, ready to go on.
+
+        Raises:
+            OSError: the checkpoint or its text cannot be read.
+            CheckpointError: the file is no usable checkpoint.
+            ValueError: a field of ``changes``, or the text, differs from the checkpoint's.
+        """
+        path = os.fspath(path)
+        stored = checkpoint.load(path)
+        for name, value in changes.items():
+            if name not in _MAY_CHANGE_ON_RESUME and value != getattr(stored.config, name):
+                raise ValueError(
+                    f"{name} must be {getattr(stored.config, name)} as in the checkpoint {path}, got {value}; "
+                    "leave it out, or start a new run in another file"
+                )
+        trainer = cls(replace(stored.config, **changes))
+        if trainer.corpus.digest != stored.digest:
+            raise ValueError(f"data must be the text that {path} was trained on, got another; give the same files")
+        try:
+            trainer._restore(stored)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"checkpoint must be whole, got a damaged one: {path} ({error})") from error
+        return trainer
+
+    def _restore(self, stored: Checkpoint) -> None:
+        self.model.load_state_dict(stored.group("model"))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in stored.group("optimizer").items():
+            index, _, moment = name.partition(".")
+            moments.setdefault(int(index), {})[moment] = tensor
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
+        states = [tensor for _, tensor in sorted(stored.group("hidden").items())]
+        if states:
+            self._hidden = states[0] if len(states) == 1 else (states[0], states[1])
+        self._rng = stored.tensors["rng"]
+        self.losses = stored.tensors["losses"].tolist()
+        self.step, self._position = stored.step, stored.position

@@ -1,0 +1,250 @@
+"""The modules: LSTM and LSTMCell, drop-in replacements of torch.nn.LSTM and torch.nn.LSTMCell."""
+
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fusedlstm import functional, ops
+
+State = tuple[Tensor, Tensor]
+
+
+class LSTM(nn.RNNBase):
+    """``nn.LSTM`` with fused kernels: the same arguments, parameters, ``state_dict`` and results.
+
+    Differences from ``nn.LSTM``: the backward pass works in eval mode, second derivatives work (through plain
+    torch: slow but right), a sequence of no steps gives an empty output, and weights are read by name at every
+    call, so that parametrizations, weight norm and weight drop are seen.
+
+    Args:
+        input_size: features I of the input.
+        hidden_size: hidden units H.
+        num_layers: layers, each fed with the output of the one before.
+        bias: whether the gates have biases.
+        batch_first: whether input and output are [N, T, ...] instead of [T, N, ...]; states are not affected.
+        dropout: probability with which, in training, an output of any layer but the last is zeroed.
+        bidirectional: whether each layer has a second direction that runs from the end to the start.
+        proj_size: if positive, the hidden state is projected to this size P < H.
+        device: where the parameters are made.
+        dtype: dtype of the parameters: float32, float64, bfloat16 or float16.
+
+    Raises:
+        ValueError: a size, ``dropout`` or ``proj_size`` lies outside its range.
+        TypeError: an argument has the wrong type.
+
+    Source: ``torch.nn.LSTM``.
+
+    Example:
+        >>> lstm = fusedlstm.LSTM(10, 20, num_layers=2)
+        >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device=device,
+            dtype=dtype,
+        )
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the kernels read the parameters where they are (``nn.LSTM`` moves them into one buffer)."""
+
+    @overload
+    def __call__(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]: ...
+    @overload
+    def __call__(self, input: PackedSequence, hx: State | None = None) -> tuple[PackedSequence, State]: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: State | None = None
+    ) -> tuple[Tensor | PackedSequence, State]:
+        """Runs the stack over a sequence.
+
+        Args:
+            input: [T, N, I], [N, T, I] with ``batch_first``, [T, I] for one sequence, or a PackedSequence;
+                dtype and device of the parameters.
+            hx: first states (h_0, c_0) of [num_layers * D, N, P] and [num_layers * D, N, H], without N for
+                one sequence; zeros if None. D is 2 if bidirectional, else 1; P is ``proj_size`` or else H.
+
+        Returns:
+            The output, [T, N, D*P] or as ``input`` is laid out, and the last states (h_n, c_n), shaped as hx.
+
+        Raises:
+            TypeError: ``input`` or ``hx`` is of the wrong type.
+            ValueError: a shape, dtype or device does not fit; the text names the argument.
+        """
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        if isinstance(input, PackedSequence):
+            self._check_input(input.data, weights[0], packed=True)
+            state = self._initial_state(hx, input.data, int(input.batch_sizes[0]), batched=True)
+            output, state = self._run(input, self.permute_hidden(state, input.sorted_indices), weights)
+            return output, self.permute_hidden(state, input.unsorted_indices)
+
+        self._check_input(input, weights[0], packed=False)
+        if input.dim() == 3:
+            state = self._initial_state(hx, input, input.shape[0 if self.batch_first else 1], batched=True)
+            return self._run(input, state, weights)
+        batch_dim = 0 if self.batch_first else 1
+        state = self._initial_state(hx, input, 1, batched=False)
+        output, (h_n, c_n) = self._run(input.unsqueeze(batch_dim), state, weights)
+        return output.squeeze(batch_dim), (h_n.squeeze(1), c_n.squeeze(1))
+
+    def permute_hidden(self, hx: State, permutation: Tensor | None) -> State:  # type: ignore[override]
+        """Reorders the batch of both states, as ``nn.LSTM.permute_hidden`` does."""
+        return hx if permutation is None else (hx[0].index_select(1, permutation), hx[1].index_select(1, permutation))
+
+    def _run(self, input: Any, state: State, weights: list[Tensor]) -> tuple[Any, State]:
+        return functional.lstm(
+            input,
+            state,
+            weights,
+            num_layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            dropout=self.dropout,
+            training=self.training,
+            batch_first=self.batch_first,
+        )
+
+    def _check_input(self, input: Any, weight: Tensor, packed: bool) -> None:
+        _check_tensor("lstm", "input", input)
+        if packed:
+            layout, ranks = "a PackedSequence of [steps, {}] data", (2,)
+        elif self.batch_first:
+            layout, ranks = "[batch, steps, {}] (or [steps, {}] unbatched)", (2, 3)
+        else:
+            layout, ranks = "[steps, batch, {}] (or [steps, {}] unbatched)", (2, 3)
+        if input.dim() not in ranks or input.shape[-1] != self.input_size:
+            raise ValueError(
+                f"lstm: input must be {layout.replace('{}', str(self.input_size))}, got {list(input.shape)}"
+            )
+        _check_like("lstm", "input", input, "the parameters", weight)
+
+    def _initial_state(self, hx: Any, input: Tensor, batch: int, batched: bool) -> State:
+        states = self.num_layers * (2 if self.bidirectional else 1)
+        shapes = (states, batch, self.proj_size or self.hidden_size), (states, batch, self.hidden_size)
+        if hx is None:
+            return input.new_zeros(shapes[0]), input.new_zeros(shapes[1])
+        return _check_state("lstm", hx, input, shapes, batch_dim=None if batched else 1)
+
+
+class LSTMCell(nn.RNNCellBase):
+    """``nn.LSTMCell`` with the fused kernel: one step, the same arguments, parameters and results.
+
+    Args:
+        input_size: features I of the input.
+        hidden_size: hidden units H.
+        bias: whether the gates have biases.
+        device: where the parameters are made.
+        dtype: dtype of the parameters: float32, float64, bfloat16 or float16.
+
+    Source: ``torch.nn.LSTMCell``.
+
+    Example:
+        >>> cell = fusedlstm.LSTMCell(10, 20)
+        >>> h, c = cell(torch.randn(3, 10))
+        >>> h, c = cell(torch.randn(3, 10), (h, c))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: State | None = None) -> State:
+        """Runs one step.
+
+        Args:
+            input: [N, I], or [I] for one row; dtype and device of the parameters.
+            hx: states (h, c) before the step, each [N, H], or [H] for one row; zeros if None.
+
+        Returns:
+            The states (h, c) after the step, shaped as hx.
+
+        Raises:
+            TypeError: ``input`` or ``hx`` is of the wrong type.
+            ValueError: a shape, dtype or device does not fit; the text names the argument.
+        """
+        _check_tensor("lstm_cell", "input", input)
+        if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
+            raise ValueError(
+                f"lstm_cell: input must be [batch, {self.input_size}] (or [{self.input_size}] unbatched),"
+                f" got {list(input.shape)}"
+            )
+        _check_like("lstm_cell", "input", input, "the parameters", self.weight_ih)
+        rows = input if input.dim() == 2 else input[None]
+        shape = (len(rows), self.hidden_size)
+        if hx is None:
+            h0 = c0 = input.new_zeros(shape)
+        else:
+            h0, c0 = _check_state("lstm_cell", hx, input, (shape, shape), batch_dim=None if input.dim() == 2 else 0)
+        weights = [self.weight_ih, self.weight_hh]
+        if self.bias:
+            weights += [self.bias_ih, self.bias_hh]
+        _, h, c = ops.lstm_layer(rows[None], h0[None], c0[None], weights)
+        return (h[0], c[0]) if input.dim() == 2 else (h[0, 0], c[0, 0])
+
+
+def _check_tensor(function: str, name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def _check_like(function: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.dtype != other.dtype:
+        remedy = f"; use {name}.to({other.dtype})" if other.is_floating_point() else ""
+        raise ValueError(
+            f"{function}: {name} must have the dtype of {other_name}, {other.dtype}, got {value.dtype}{remedy}"
+        )
+    if value.device != other.device:
+        raise ValueError(
+            f"{function}: {name} must be on the device of {other_name}, {other.device}, got {value.device};"
+            f" use {name}.to({str(other.device)!r})"
+        )
+
+
+def _check_state(
+    function: str, hx: Any, input: Tensor, shapes: tuple[tuple[int, ...], ...], batch_dim: int | None
+) -> State:
+    """hx as two tensors of the given shapes; a missing batch dimension is put in at batch_dim."""
+    if not isinstance(hx, tuple | list) or len(hx) != 2:
+        raise TypeError(f"{function}: hx must be a pair (h_0, c_0) of tensors, got {type(hx).__name__}")
+    checked = []
+    for index, (value, shape) in enumerate(zip(hx, shapes, strict=True)):
+        name = f"hx[{index}]"
+        _check_tensor(function, name, value)
+        expected = [size for dim, size in enumerate(shape) if dim != batch_dim]
+        if list(value.shape) != expected:
+            raise ValueError(f"{function}: {name} must be {expected} for this input, got {list(value.shape)}")
+        _check_like(function, name, value, "input", input)
+        checked.append(value if batch_dim is None else value.unsqueeze(batch_dim))
+    return checked[0], checked[1]

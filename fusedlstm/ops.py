@@ -1,0 +1,150 @@
+"""The operators of fusedlstm._C as torch sees them: typed calls, fake kernels, autograd."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedlstm import (
+    _C,  # noqa: F401 - importing it registers the operators
+    reference,
+)
+
+_ops = torch.ops.fusedlstm
+
+
+def lstm_layer(
+    x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs one layer, all its directions, as one operator and one autograd node.
+
+    Args:
+        x: input, [T, N, I], float32, float64, bfloat16 or float16.
+        h0: first hidden state of each direction, [D, N, P], dtype and device of ``x``.
+        c0: first cell state of each direction, [D, N, H], dtype and device of ``x``.
+        weights: as in :func:`fusedlstm.reference.layer`, dtype and device of ``x``.
+        lengths: steps of each row, int64 [N], 0 to T, on the device of ``x``; None means T for all.
+
+    Returns:
+        y [T, N, D*P] (zero past a row's length), h_n [D, N, P] and c_n [D, N, H].
+
+    Raises:
+        RuntimeError: a shape, dtype or device does not fit, or a length lies outside 0..T.
+
+    Example:
+        >>> x, state = torch.randn(5, 2, 3), torch.zeros(1, 2, 4)
+        >>> y, h_n, c_n = lstm_layer(x, state, state, [torch.randn(16, 3), torch.randn(16, 4)])
+    """
+    weights = list(weights)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, h0, c0, *weights)):
+        y, h_n, c_n, _cell, _gates = _ops.lstm_forward(x, h0, c0, weights, lengths)
+    else:
+        y, h_n, c_n = _ops.lstm_inference(x, h0, c0, weights, lengths)
+    return y, h_n, c_n
+
+
+@torch.library.register_fake("fusedlstm::lstm_inference")
+def _fake_inference(
+    x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor], lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    D, N, P = h0.shape
+    return x.new_empty((x.shape[0], N, D * P)), x.new_empty((D, N, P)), x.new_empty((D, N, c0.shape[2]))
+
+
+@torch.library.register_fake("fusedlstm::lstm_forward")
+def _fake_forward(
+    x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor], lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    T, N, _ = x.shape
+    D, _, H = c0.shape
+    kept = torch.promote_types(x.dtype, torch.float32)  # 16-bit types are computed and kept in float32
+    cell, gates = x.new_empty((T, N, D * H), dtype=kept), x.new_empty((T, N, D * 4 * H), dtype=kept)
+    return *_fake_inference(x, h0, c0, weights, lengths), cell, gates
+
+
+@torch.library.register_fake("fusedlstm::lstm_backward")
+def _fake_backward(
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    grad_cell: Tensor | None,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: list[Tensor],
+    lengths: Tensor | None,
+    y: Tensor,
+    cell: Tensor,
+    gates: Tensor,
+    need_x: bool,
+    need_h0: bool,
+    need_weights: list[int],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    def like(tensor: Tensor, needed: bool | int) -> Tensor:
+        return tensor.new_empty(tensor.shape if needed else (0,))
+
+    grad_weights = [like(weight, needed) for weight, needed in zip(weights, need_weights, strict=True)]
+    return like(x, need_x), like(h0, need_h0), like(c0, True), grad_weights
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, h0, c0, weights, lengths = inputs
+    y, _h_n, _c_n, cell, gates = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, h0, c0, lengths, y, cell, gates, *weights)
+
+
+def _backward(
+    ctx: Any,
+    grad_y: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    grad_cell: Tensor | None,
+    grad_gates: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None], None]:
+    x, h0, c0, lengths, y, cell, gates, *weights = ctx.saved_tensors
+    need_x, need_h0, need_c0, need_weights, _ = ctx.needs_input_grad
+    if grad_gates is not None:
+        raise RuntimeError(
+            "lstm_forward: `gates` is kept for the backward pass and has no gradient of its own;"
+            " differentiate y, h_n, c_n or cell"
+        )
+    grads = (grad_y, grad_h_n, grad_c_n, grad_cell)
+    if torch.is_grad_enabled():  # create_graph=True: the gradient itself will be differentiated
+        needed = (need_x, need_h0, need_c0, *need_weights)
+        grad_x, grad_h0, grad_c0, *grad_weights = _differentiable_backward(
+            grads, (x, h0, c0, *weights), needed, lengths
+        )
+        return grad_x, grad_h0, grad_c0, grad_weights, None
+    grad_x, grad_h0, grad_c0, grad_weights = _ops.lstm_backward(
+        *grads, x, h0, c0, weights, lengths, y, cell, gates, need_x, need_h0, [int(need) for need in need_weights]
+    )
+    return (
+        grad_x if need_x else None,
+        grad_h0 if need_h0 else None,
+        grad_c0 if need_c0 else None,
+        [grad if need else None for grad, need in zip(grad_weights, need_weights, strict=True)],
+        None,
+    )
+
+
+def _differentiable_backward(
+    grads: Sequence[Tensor | None], inputs: Sequence[Tensor], needed: Sequence[bool], lengths: Tensor | None
+) -> list[Tensor | None]:
+    x, h0, c0, *weights = inputs
+    outputs = reference.layer(x, h0, c0, weights, lengths)
+    pairs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
+    results = iter(
+        torch.autograd.grad(
+            [out for out, _ in pairs],
+            [tensor for tensor, need in zip(inputs, needed, strict=True) if need],
+            [grad for _, grad in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return [next(results) if need else None for need in needed]
+
+
+torch.library.register_autograd("fusedlstm::lstm_forward", _backward, setup_context=_setup_context)

@@ -1,0 +1,87 @@
+"""Builds fusedlstm._C; metadata is in pyproject.toml."""
+
+import os
+import shutil
+import sys
+
+import torch
+from setuptools import setup
+from torch.utils import cpp_extension
+
+CPU_SOURCES = [
+    "csrc/module.cpp",
+    "csrc/ops.cpp",
+    "csrc/cpu/layer.cpp",
+    "csrc/cpu/recurrence.cpp",
+    "csrc/cpu/kernel_plain.cpp",
+    "csrc/cpu/kernel_avx2.cpp",
+    "csrc/cpu/kernel_avx512.cpp",
+]
+CUDA_SOURCES: list[str] = []
+
+# What torch's stable ABI of 2.10 promises, this binary may use: it then runs under any later torch.
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+# One binary for the GPUs in use since 2020; 9.0a and 10.0 have instructions that later ones lack, 12.0 ends in PTX.
+DEFAULT_ARCHS = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
+
+
+def cuda_problem() -> str | None:
+    """Why the CUDA kernels cannot be built here, or None when they can."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA; install a CUDA build of torch first"
+    if cpp_extension.CUDA_HOME is None:
+        return f"no CUDA toolkit was found; set CUDA_HOME to one of CUDA {torch.version.cuda.split('.')[0]}"
+    nvcc = os.path.join(cpp_extension.CUDA_HOME, "bin", "nvcc")  # noqa: PTH118
+    if not os.path.exists(nvcc):  # noqa: PTH110
+        found = shutil.which("nvcc")
+        hint = f"; nvcc is at {found}, set CUDA_HOME to its toolkit" if found else ""
+        return f"CUDA_HOME={cpp_extension.CUDA_HOME} has no bin/nvcc{hint}"
+    return None
+
+
+def use_cuda() -> bool:
+    choice = os.environ.get("FUSEDLSTM_CUDA", "auto")
+    if choice not in ("auto", "0", "1"):
+        sys.exit(f"FUSEDLSTM_CUDA must be auto, 0 or 1, got {choice!r}")
+    problem = cuda_problem()
+    if choice == "1" and problem:
+        sys.exit(f"FUSEDLSTM_CUDA=1 asks for the CUDA kernels, but {problem}")
+    if choice == "auto" and problem and torch.version.cuda:
+        print(f"fusedlstm: building for the CPU only: {problem}", file=sys.stderr)
+    return choice != "0" and problem is None
+
+
+cuda = use_cuda()
+if cuda and not torch.cuda.is_available():
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)  # torch's own default asks a GPU
+
+host_flags = [
+    "-O3",
+    "-std=c++20",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-Wall",
+    f"-fmacro-prefix-map={os.getcwd()}/=",  # noqa: PTH109 - errors name csrc/..., not the builder's folders
+    STABLE_ABI,
+]
+archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "native") if cuda else ""
+extension = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
+setup(
+    ext_modules=[
+        extension(
+            "fusedlstm._C",
+            CPU_SOURCES + (CUDA_SOURCES if cuda else []),
+            define_macros=[
+                ("FUSEDLSTM_TORCH_VERSION", torch.__version__),
+                ("FUSEDLSTM_CUDA_VERSION", torch.version.cuda if cuda else ""),
+                ("FUSEDLSTM_CUDA_ARCHS", archs.replace(";", " ")),
+            ],
+            extra_compile_args={
+                "cxx": host_flags,
+                "nvcc": ["-O3", "-std=c++20", "-DUSE_CUDA", STABLE_ABI, "-static-global-template-stub=false"],
+            },
+            extra_link_args=["-fopenmp"],
+        )
+    ],
+    cmdclass={"build_ext": cpp_extension.BuildExtension},
+)
