@@ -8,10 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from fusedlstm.lm import Trainer
+from typing import Any, NoReturn
 
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
@@ -87,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="train | generate | info")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     train = commands.add_parser(
         "train",
@@ -169,26 +166,29 @@ def _train(args: argparse.Namespace) -> int:
         f"{trainer.corpus.vocabulary.size:,}; steps {trainer.step + 1} to {config.steps} into {out}",
         file=sys.stderr,
     )
+    resume = f"go on with: {_COMMAND} train --out {out} --resume"
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
 
     def late() -> bool:
         return deadline is not None and time.monotonic() >= deadline
 
     with Interrupt() as interrupt, Progress(config.steps, trainer.step, config.window * config.batch_size) as progress:
-        while trainer.step < config.steps:
+        while True:
             until = (trainer.step // args.eval_every + 1) * args.eval_every
             trainer.run(until, progress.update, stop=lambda: interrupt.requested or late())
-            if interrupt.requested or late():
-                break
             trainer.save(out)
-            if trainer.step < config.steps:
-                progress.say(f"step {trainer.step}/{config.steps}  held-out {trainer.evaluate()}")
-        trainer.save(out)
-        if interrupt.requested:
-            return _report_interrupt(trainer, out)
-        print(f"step {trainer.step}/{config.steps}  held-out {trainer.evaluate()}")
+            if interrupt.requested:
+                break
+            measured = f"step {trainer.step}/{config.steps}  held-out {trainer.evaluate()}"
+            if trainer.step == config.steps or late():
+                break
+            progress.say(measured)
+    if interrupt.requested:
+        print(f"interrupted; saved step {trainer.step} of {config.steps} to {out}, {resume}", file=sys.stderr)
+        return _INTERRUPTED
+    print(measured)
     if trainer.step < config.steps:
-        print(f"time is up; saved {out}, go on with: {_COMMAND} train --out {out} --resume")
+        print(f"time is up; saved {out}, {resume}")
     else:
         print(f"saved {out}; try it with: {_COMMAND} generate {out}")
     return 0
@@ -201,15 +201,6 @@ def _check_out(out: Path, resume: bool, force: bool) -> None:
         raise ValueError(f"resume must find a checkpoint in --out, got no file {out}; leave --resume out to start anew")
     if out.exists() and not (resume or force):
         raise ValueError(f"out must not exist yet, got {out}; give --resume to go on with it or --force to replace it")
-
-
-def _report_interrupt(trainer: Trainer, out: Path) -> int:
-    print(
-        f"interrupted; saved step {trainer.step} of {trainer.config.steps} to {out}, "
-        f"go on with: {_COMMAND} train --out {out} --resume",
-        file=sys.stderr,
-    )
-    return _INTERRUPTED
 
 
 def _generate(args: argparse.Namespace) -> int:

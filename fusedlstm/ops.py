@@ -92,6 +92,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     x, h0, c0, weights, lengths = inputs
     y, _h_n, _c_n, cell, gates = output
     ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(gates)
     ctx.save_for_backward(x, h0, c0, lengths, y, cell, gates, *weights)
 
 
@@ -101,15 +102,10 @@ def _backward(
     grad_h_n: Tensor | None,
     grad_c_n: Tensor | None,
     grad_cell: Tensor | None,
-    grad_gates: Tensor | None,
+    _grad_gates: None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None], None]:
     x, h0, c0, lengths, y, cell, gates, *weights = ctx.saved_tensors
     need_x, need_h0, need_c0, need_weights, _ = ctx.needs_input_grad
-    if grad_gates is not None:
-        raise RuntimeError(
-            "lstm_forward: `gates` is kept for the backward pass and has no gradient of its own;"
-            " differentiate y, h_n, c_n or cell"
-        )
     grads = (grad_y, grad_h_n, grad_c_n, grad_cell)
     if torch.is_grad_enabled():  # create_graph=True: the gradient itself will be differentiated
         needed = (need_x, need_h0, need_c0, *need_weights)

@@ -3,44 +3,71 @@
 
 #include "simd.h"
 
-constexpr int kTileRows = kAccumulators / 2;  // a tile is at most kTileRows rows by two vectors of columns
+constexpr int kTileRows = kAccumulators / 2;     // a tile of sums is kTileRows rows by two vectors of columns
+constexpr int kGroupRows = 4 * kTileRows;        // rows that use a piece of the weights while it is in the L1 cache
+// Terms of a sum between two additions to memory: such a piece of weights fits the L1 cache (128 x 4 vectors), and
+// the rounding error grows with this length rather than with the whole one.
+constexpr int64_t kPieceTerms = 128;
 
-// sum[r][c] = dot(a[r], column vector c of b), where row k of b starts at b + k * b_stride.
+// sum[r * C + c] += dot(a[r], column vector c of b), where row k of b starts at b + k * b_stride.
 template <class T, int R, int C>
-FUSEDLSTM_HOST_DEVICE void dot(const T* const (&a)[R], const T* b, int64_t b_stride, int64_t depth,
-                               Vec<T> (&sum)[R][C]) {
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) sum[r][c] = Vec<T>{};
-  for (int64_t k = 0; k < depth; ++k, b += b_stride) {
+FUSEDLSTM_HOST_DEVICE void multiply_tile(const T* const* a, int64_t begin, int64_t end, const T* b, int64_t b_stride,
+                                         Vec<T>* sum, int64_t sum_stride) {
+  Vec<T> part[R][C] = {};
+  for (int64_t k = begin; k < end; ++k) {
     Vec<T> column[C];
-    for (int c = 0; c < C; ++c) column[c] = load(b + c * kLanes<T>);
+    for (int c = 0; c < C; ++c) column[c] = load(b + k * b_stride + c * kLanes<T>);
     for (int r = 0; r < R; ++r) {
       const Vec<T> value = splat(a[r][k]);
-      for (int c = 0; c < C; ++c) sum[r][c] += value * column[c];
+      for (int c = 0; c < C; ++c) part[r][c] += value * column[c];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) sum[r * sum_stride + c] += part[r][c];
+}
+
+// The same for `count` rows, known to be at most R, and all C vectors of columns; two at a time where the sums of
+// all would not fit the registers.
+template <class T, int C, int R = kTileRows>
+void multiply_rows(const T* const* a, int64_t count, int64_t begin, int64_t end, const T* b, int64_t b_stride,
+                   Vec<T>* sum) {
+  if constexpr (R > 1) {
+    if (count < R) return multiply_rows<T, C, R - 1>(a, count, begin, end, b, b_stride, sum);
+  }
+  if constexpr (R * C <= kAccumulators) {
+    multiply_tile<T, R, C>(a, begin, end, b, b_stride, sum, C);
+  } else {
+    for (int c = 0; c < C; c += 2)
+      multiply_tile<T, R, 2>(a, begin, end, b + c * kLanes<T>, b_stride, sum + c, C);
+  }
+}
+
+// sum [count, C] = a [count, depth] times the packed columns b [depth, C vectors]; count is at most kGroupRows.
+template <class T, int C>
+void multiply(const T* const* a, int64_t count, int64_t depth, const T* b, Vec<T>* sum) {
+  std::fill_n(sum, count * C, Vec<T>{});
+  const int64_t tiles = (count + kTileRows - 1) / kTileRows;
+  for (int64_t begin = 0; begin < depth; begin += kPieceTerms) {
+    const int64_t end = std::min(begin + kPieceTerms, depth);
+    for (int64_t tile = 0; tile < tiles; ++tile) {  // of equal size, so that none is left with a single row
+      const int64_t first = count * tile / tiles, next = count * (tile + 1) / tiles;
+      multiply_rows<T, C>(a + first, next - first, begin, end, b, C * kLanes<T>, sum + first * C);
     }
   }
 }
 
-template <int R, class Function>
-void visit_tile(const int64_t* rows, int64_t stride, int64_t count, const Function& function) {
-  if constexpr (R > 1) {
-    if (count < R) return visit_tile<R - 1>(rows, stride, count, function);
-  }
-  int64_t row[R];
-  for (int r = 0; r < R; ++r) row[r] = rows[r * stride];
-  function(row);
-}
-
-// Calls function(int64_t (&row)[R]) for the rows of a share that are active in step t, in tiles of equal size.
+// Calls function(row, count) for the rows of a share that are active in step t, in groups.
 template <class Function>
-void for_each_tile(const Rows& rows, int64_t t, const Share& share, const Function& function) {
-  const int64_t count = (rows.active[t] - share.row_first + share.row_stride - 1) / share.row_stride;
-  const int64_t tiles = (count + kTileRows - 1) / kTileRows;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t begin = count * tile / tiles, end = count * (tile + 1) / tiles;
-    visit_tile<kTileRows>(rows.order + share.row_first + begin * share.row_stride, share.row_stride, end - begin,
-                          function);
+void for_each_group(const Rows& rows, int64_t t, const Share& share, const Function& function) {
+  int64_t row[kGroupRows], count = 0;
+  for (int64_t at = share.row_first; at < rows.active[t]; at += share.row_stride) {
+    row[count++] = rows.order[at];
+    if (count == kGroupRows) {
+      function(row, count);
+      count = 0;
+    }
   }
+  if (count > 0) function(row, count);
 }
 
 template <class T>
@@ -101,35 +128,26 @@ void forward_step(const ForwardArgs<T>& args, int64_t t, const Share& share, con
   for (int64_t block = share.block_begin; block < share.block_end; ++block) {
     const T* const weight = packed + block * P * 4 * W;
     const int64_t unit = block * W, units = std::min(W, H - unit);
-    for_each_tile(args.rows, t, share, [&]<int R>(const int64_t(&row)[R]) {
-      const T *h_before[R], *c_before[R];
-      for (int r = 0; r < R; ++r) {
-        const bool first = is_first(args, t, row[r]);
-        h_before[r] = first ? args.h0 + row[r] * P : args.y + (t_before * N + row[r]) * args.y_stride;
-        c_before[r] = first ? args.c0 + row[r] * H : args.c + t_before * args.c_step + row[r] * args.c_stride;
-      }
-      Vec<T> sum[R][4];
-      if constexpr (4 * R <= kAccumulators) {
-        dot<T, R, 4>(h_before, weight, 4 * W, depth, sum);
-      } else {  // two gates at a time, so that the sums stay in registers
-        Vec<T> half[R][2];
-        for (int pair = 0; pair < 4; pair += 2) {
-          dot<T, R, 2>(h_before, weight + pair * W, 4 * W, depth, half);
-          for (int r = 0; r < R; ++r) {
-            sum[r][pair] = half[r][0];
-            sum[r][pair + 1] = half[r][1];
-          }
-        }
-      }
-      for (int r = 0; r < R; ++r) {
+    for_each_group(args.rows, t, share, [&](const int64_t* row, int64_t count) {
+      const T* h_before[kGroupRows] = {};
+      for (int64_t r = 0; r < count; ++r)
+        h_before[r] = is_first(args, t, row[r]) ? args.h0 + row[r] * P
+                                                : args.y + (t_before * N + row[r]) * args.y_stride;
+      Vec<T> sum[kGroupRows * 4];
+      multiply<T, 4>(h_before, count, depth, weight, sum);
+      for (int64_t r = 0; r < count; ++r) {
         T* const gates = args.gates + (t * N + row[r]) * args.gates_stride + unit;
+        Vec<T>* const pre = sum + 4 * r;
         for (int gate = 0; gate < 4; ++gate) {
-          sum[r][gate] += load(gates + gate * H, units);
-          if (args.bias) sum[r][gate] += load(args.bias + gate * H + unit, units);
+          pre[gate] += load(gates + gate * H, units);
+          if (args.bias) pre[gate] += load(args.bias + gate * H + unit, units);
         }
         const Gates<Vec<T>> activated =
-            activate<VectorMath<T>>(Gates<Vec<T>>{sum[r][0], sum[r][1], sum[r][2], sum[r][3]});
-        const Vec<T> c = next_cell(activated, load(c_before[r] + unit, units));
+            activate<VectorMath<T>>(Gates<Vec<T>>{pre[0], pre[1], pre[2], pre[3]});
+        const T* const c_before = is_first(args, t, row[r])
+                                      ? args.c0 + row[r] * H
+                                      : args.c + t_before * args.c_step + row[r] * args.c_stride;
+        const Vec<T> c = next_cell(activated, load(c_before + unit, units));
         store(args.c + t * args.c_step + row[r] * args.c_stride + unit, c, units);
         store(h + row[r] * h_stride + unit, hidden_state<VectorMath<T>>(activated, c), units);
         if (args.keep_gates) {
@@ -148,14 +166,14 @@ void project(const ForwardArgs<T>& args, int64_t t, const Share& share, const T*
   const int64_t N = args.size.batch, H = args.size.hidden, P = args.size.outputs, W = kLanes<T>;
   for (int64_t block = share.block_begin; block < share.block_end; ++block) {
     const int64_t column = block * kColumns<T>;
-    for_each_tile(args.rows, t, share, [&]<int R>(const int64_t(&row)[R]) {
-      const T* a[R];
-      for (int r = 0; r < R; ++r) a[r] = h + row[r] * H;
-      Vec<T> sum[R][2];
-      dot<T, R, 2>(a, packed + block * H * kColumns<T>, kColumns<T>, H, sum);
-      for (int r = 0; r < R; ++r)
+    for_each_group(args.rows, t, share, [&](const int64_t* row, int64_t count) {
+      const T* a[kGroupRows] = {};
+      for (int64_t r = 0; r < count; ++r) a[r] = h + row[r] * H;
+      Vec<T> sum[kGroupRows * 2];
+      multiply<T, 2>(a, count, H, packed + block * H * kColumns<T>, sum);
+      for (int64_t r = 0; r < count; ++r)
         for (int64_t at = column, v = 0; v < 2 && at < P; ++v, at += W)
-          store(args.y + (t * N + row[r]) * args.y_stride + at, sum[r][v], P - at);
+          store(args.y + (t * N + row[r]) * args.y_stride + at, sum[2 * r + v], P - at);
     });
   }
 }
@@ -186,14 +204,15 @@ void backward_project(const BackwardArgs<T>& args, int64_t t, const Share& share
   const int64_t N = args.size.batch, H = args.size.hidden, P = args.size.outputs, W = kLanes<T>;
   for (int64_t block = share.block_begin; block < share.block_end; ++block) {
     const int64_t column = block * kColumns<T>;
-    for_each_tile(args.rows, t, share, [&]<int R>(const int64_t(&row)[R]) {
-      const T* a[R];
-      for (int r = 0; r < R; ++r) a[r] = gates_after(args, t, row[r]);
-      Vec<T> sum[R][2];
-      dot<T, R, 2>(a, packed + block * 4 * H * kColumns<T>, kColumns<T>, depth_after(args, t), sum);
-      for (int r = 0; r < R; ++r)
+    for_each_group(args.rows, t, share, [&](const int64_t* row, int64_t count) {
+      const T* a[kGroupRows] = {};
+      for (int64_t r = 0; r < count; ++r) a[r] = gates_after(args, t, row[r]);
+      Vec<T> sum[kGroupRows * 2];
+      multiply<T, 2>(a, count, depth_after(args, t), packed + block * 4 * H * kColumns<T>, sum);
+      for (int64_t r = 0; r < count; ++r)
         for (int64_t at = column, v = 0; v < 2 && at < P; ++v, at += W)
-          store(args.grad_p + (t * N + row[r]) * P + at, sum[r][v] + output_gradient(args, t, row[r], at), P - at);
+          store(args.grad_p + (t * N + row[r]) * P + at, sum[2 * r + v] + output_gradient(args, t, row[r], at),
+                P - at);
     });
   }
 }
@@ -205,13 +224,13 @@ void backward_step(const BackwardArgs<T>& args, int64_t t, const Share& share, c
   const int64_t full_depth = projected ? P : 4 * H, depth = projected ? P : depth_after(args, t);
   const int64_t t_before = args.reverse ? t + 1 : t - 1;
   for (int64_t block = share.block_begin; block < share.block_end; ++block) {
-    for_each_tile(args.rows, t, share, [&]<int R>(const int64_t(&row)[R]) {
-      const T* a[R];
-      for (int r = 0; r < R; ++r)
+    for_each_group(args.rows, t, share, [&](const int64_t* row, int64_t count) {
+      const T* a[kGroupRows] = {};
+      for (int64_t r = 0; r < count; ++r)
         a[r] = projected ? args.grad_p + (t * N + row[r]) * P : gates_after(args, t, row[r]);
-      Vec<T> sum[R][2];
-      dot<T, R, 2>(a, packed + block * full_depth * kColumns<T>, kColumns<T>, depth, sum);
-      for (int r = 0; r < R; ++r) {
+      Vec<T> sum[kGroupRows * 2];
+      multiply<T, 2>(a, count, depth, packed + block * full_depth * kColumns<T>, sum);
+      for (int64_t r = 0; r < count; ++r) {
         const bool first = is_first(args, t, row[r]);
         for (int64_t unit = block * kColumns<T>, v = 0; v < 2 && unit < H; ++v, unit += W) {
           const int64_t units = H - unit;
@@ -221,7 +240,7 @@ void backward_step(const BackwardArgs<T>& args, int64_t t, const Share& share, c
 
           const Gates<Vec<T>> gates{load(saved, units), load(saved + H, units), load(saved + 2 * H, units),
                                     load(saved + 3 * H, units)};
-          Vec<T> grad_h = sum[r][v];
+          Vec<T> grad_h = sum[2 * r + v];
           if (!projected) grad_h += output_gradient(args, t, row[r], unit);
           Vec<T> grad_c = load(grad_c0, units);
           if (args.grad_c) grad_c += load(args.grad_c + (t * N + row[r]) * args.c_stride + unit, units);

@@ -245,9 +245,10 @@ BackwardResult run_backward(const Incoming& grad, const Saved& saved, const Laye
   const RowOrder rows(layer, lengths);
   const Sizes size{steps, N, H, P};
   const Tensor& like = saved.x;
-  const Tensor none = new_empty(like, {0});
 
-  BackwardResult out{none, none, new_empty(like, {D, N, H}), std::vector<Tensor>(layer.weights.size(), none)};
+  // What is not needed is returned empty; each a tensor of its own, as outputs of an operator must be.
+  BackwardResult out{new_empty(like, {0}), new_empty(like, {0}), new_empty(like, {D, N, H}), {}};
+  for (size_t i = 0; i < layer.weights.size(); ++i) out.grad_weights.push_back(new_empty(like, {0}));
   if (need_h0) out.grad_h0 = new_zeros(like, {D, N, P});
   if (grad.c_n) {
     copy_(out.grad_c0, *grad.c_n);

@@ -4,21 +4,41 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "kernel.h"
 
 namespace fusedlstm::cpu {
 namespace {
 
+// The best instruction set of this processor, or the one that FUSEDLSTM_ISA names.
 template <class T>
-const Kernel<T>& kernel() {
+const Kernel<T>& choose_kernel() {
+  std::vector<const Kernel<T>*> usable;  // best first
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    return kernel_avx512<T>();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kernel_avx2<T>();
+    usable.push_back(&kernel_avx512<T>());
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) usable.push_back(&kernel_avx2<T>());
 #endif
-  return kernel_plain<T>();
+  usable.push_back(&kernel_plain<T>());
+  const char* wanted = std::getenv("FUSEDLSTM_ISA");
+  if (wanted == nullptr) return *usable.front();
+  std::string names;
+  for (const Kernel<T>* kernel : usable) {
+    if (std::string(wanted) == kernel->instruction_set) return *kernel;
+    names += (names.empty() ? "" : ", ") + std::string(kernel->instruction_set);
+  }
+  throw std::runtime_error("FUSEDLSTM_ISA must be one this processor has (" + names + "), got " + wanted);
+}
+
+template <class T>
+const Kernel<T>& kernel() {
+  static const Kernel<T>& chosen = choose_kernel<T>();
+  return chosen;
 }
 
 int64_t blocks(int64_t n, int64_t per_block) { return (n + per_block - 1) / per_block; }

@@ -16,7 +16,7 @@ _RATE_STEPS = 50
 
 
 class Progress:
-    """A progress bar with loss and speed on a terminal, a line every ten seconds elsewhere; both on standard error.
+    """A progress bar with loss and speed on a terminal, a line every ten seconds elsewhere; on standard error.
 
     Args:
         steps: steps of the whole run.
@@ -58,11 +58,12 @@ class Progress:
         self._bar.update()
         if self._bar.disable and (now - self._logged >= _LOG_SECONDS or step == self._steps):
             self._logged = now
-            self.say(f"step {step}/{self._steps}  loss {loss:.4f}  {rate:,.0f} tokens/s")
+            print(f"step {step}/{self._steps}  loss {loss:.4f}  {rate:,.0f} tokens/s", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """Print a line without tearing the bar."""
-        tqdm.write(text, file=sys.stderr)
+        """Print a line to standard output without tearing the bar."""
+        with tqdm.external_write_mode():
+            print(text, flush=True)
 
 
 class Interrupt:

@@ -23,7 +23,7 @@ class ByteVocabulary:
 
     Example:
         >>> vocabulary = ByteVocabulary()
-        >>> vocabulary.decode(vocabulary.encode(b"def"))
+        >>> vocabulary.decode(vocabulary.encode(b"def").tolist())
         'def'
     """
 
@@ -34,9 +34,9 @@ class ByteVocabulary:
         """Return the tokens of a text, uint8 [K]."""
         return torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
 
-    def decode(self, tokens: Iterable[int | Tensor]) -> str:
+    def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of tokens; bytes that are no UTF-8 become the replacement character."""
-        return bytes(int(token) for token in tokens).decode("utf-8", errors="replace")
+        return bytes(tokens).decode("utf-8", errors="replace")
 
     def unknown(self, text: bytes) -> list[str]:
         """Return the words of a text that have no token: never any."""
@@ -51,7 +51,7 @@ class WordVocabulary:
 
     Example:
         >>> vocabulary = WordVocabulary.build(b"to be or\nnot to be\n")
-        >>> vocabulary.decode(vocabulary.encode(b"not to hurry\n"))
+        >>> vocabulary.decode(vocabulary.encode(b"not to hurry\n").tolist())
         'not to <unk>\n'
     """
 
@@ -81,9 +81,9 @@ class WordVocabulary:
         unknown = self._tokens[UNKNOWN]
         return torch.tensor([self._tokens.get(word, unknown) for word in _split_words(text)], dtype=torch.int32)
 
-    def decode(self, tokens: Iterable[int | Tensor]) -> str:
+    def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of tokens, words separated by one space."""
-        return re.sub(" ?\n ?", "\n", " ".join(self.words[int(token)] for token in tokens))
+        return re.sub(" ?\n ?", "\n", " ".join(self.words[token] for token in tokens))
 
     def unknown(self, text: bytes) -> list[str]:
         """Return the words of a text that have no token."""

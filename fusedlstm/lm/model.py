@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
-from fusedlstm.lstm import LSTM
+from fusedlstm.modules import LSTM
 
-CELLS: dict[str, type[nn.RNNBase]] = {"lstm": LSTM, "torch": nn.LSTM, "rnn": nn.RNN}
+CELLS: dict[str, Callable[..., nn.Module]] = {"lstm": LSTM, "torch": nn.LSTM, "rnn": nn.RNN}
 
 State = Tensor | tuple[Tensor, Tensor]
 """Carried state: (h, c) for the LSTMs, h for the RNN, each [L, N, H]."""

@@ -79,7 +79,7 @@ class Trainer:
             torch.manual_seed(config.seed)
             self.model = config.build_model(self.corpus.vocabulary.size)
             self._rng = torch.get_rng_state()
-        self._optimizer = torch.optim.Adam(self.model.parameters())
+        self._optimizer = torch.optim.Adam(self.model.parameters(), fused=True)
         self.step = 0
         self.losses: list[float] = []
         self._position = 0
@@ -108,7 +108,7 @@ class Trainer:
                 f"with {self.config.learning_rate:g}; choose a smaller one"
             )
         self._optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.config.steps, self.config.learning_rate)

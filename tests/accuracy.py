@@ -1,0 +1,70 @@
+"""The 2x rule: our error against a float64 reference is at most twice torch's own in the same dtype."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fusedlstm import reference
+
+State = tuple[Tensor, Tensor]
+
+
+def assert_as_accurate(
+    ours: Mapping[str, Tensor], torchs: Sequence[Mapping[str, Tensor]], truth: Mapping[str, Tensor]
+) -> None:
+    """Checks every named result by the 2x rule.
+
+    ``torchs`` holds a run of each implementation torch has. Torch's own error is the largest among them, and is
+    itself known only to a rounding: one unit in the last place of the largest value. Without both, the largest
+    error of a few dozen numbers is a matter of luck: over 300 small float32 problems torch's two CPU paths broke
+    the bare rule against each other, for some gradients every fourth time.
+    """
+    for name, true in truth.items():
+        for own in torchs:
+            assert ours[name].dtype == own[name].dtype, f"{name}: {ours[name].dtype}, torch gives {own[name].dtype}"
+        assert ours[name].shape == true.shape, f"{name}: {list(ours[name].shape)}, expected {list(true.shape)}"
+        if true.numel() == 0:
+            continue
+        error = (ours[name].double() - true).abs()
+        baseline = max((own[name].double() - true).abs().max().item() for own in torchs)
+        unit = torch.finfo(ours[name].dtype).eps * true.abs().max().item()
+        allowed = 2 * (baseline + unit)
+        worst = error.max().item()
+        assert worst <= allowed, (  # also False when the error is NaN
+            f"{name}: error {worst:.1e} vs float64 reference, torch's own {baseline:.1e}, allowed {allowed:.1e};"
+            f" worst at {[int(i) for i in torch.unravel_index(error.argmax(), error.shape)]}"
+        )
+
+
+def reference_lstm(module: nn.RNNBase, x: Tensor, hx: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:
+    """A whole nn.LSTM (without dropout) by the equations alone; x and the output are [T, N, ...]."""
+    D = 2 if module.bidirectional else 1
+    weights = [getattr(module, name) for name in module._flat_weights_names]
+    each = len(weights) // module.num_layers
+    h_n, c_n = [], []
+    for layer in range(module.num_layers):
+        states = slice(layer * D, (layer + 1) * D)
+        of_layer = weights[layer * each : (layer + 1) * each]
+        x, h, c, _ = reference.layer(x, hx[0][states], hx[1][states], of_layer, lengths)
+        h_n.append(h)
+        c_n.append(c)
+    return x, (torch.cat(h_n), torch.cat(c_n))
+
+
+def random_state(module: nn.RNNBase, N: int, dtype: torch.dtype, device: torch.device) -> State:
+    states = module.num_layers * (2 if module.bidirectional else 1)
+    sizes = module.proj_size or module.hidden_size, module.hidden_size
+    h0, c0 = (torch.randn(states, N, size, dtype=dtype, device=device) for size in sizes)
+    return h0, c0
+
+
+def results(
+    inputs: Mapping[str, Tensor], outputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Outputs, and the gradient of every input under the given cotangents of the outputs."""
+    named = dict(zip(("y", "h_n", "c_n"), (out.detach() for out in outputs), strict=True))
+    grads = torch.autograd.grad(outputs, list(inputs.values()), cotangents, allow_unused=True)
+    for (name, tensor), grad in zip(inputs.items(), grads, strict=True):
+        named[f"grad_{name}"] = torch.zeros_like(tensor) if grad is None else grad
+    return named

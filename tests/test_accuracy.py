@@ -1,0 +1,46 @@
+"""The accuracy rule itself can tell right from wrong."""
+
+import pytest
+import torch
+from accuracy import assert_as_accurate
+
+
+def _named(value: float, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    return {"y": torch.full((2, 3), value, dtype=dtype)}
+
+
+def test_accepts_an_error_of_twice_the_baseline():
+    assert_as_accurate(_named(1.02), [_named(1.01)], _named(1.0, torch.float64))
+
+
+def test_rejects_a_larger_error_and_says_everything():
+    ours = _named(1.0)
+    ours["y"][1, 2] = 1.03
+    with pytest.raises(AssertionError, match=r"y: error 3\.0e-02 .* own 1\.0e-02, allowed 2\.0e-02; .*\[1, 2\]"):
+        assert_as_accurate(ours, [_named(1.01)], _named(1.0, torch.float64))
+
+
+def test_takes_the_largest_error_among_torchs_implementations():
+    assert_as_accurate(_named(1.03), [_named(1.0), _named(1.02)], _named(1.0, torch.float64))
+    with pytest.raises(AssertionError, match="error"):
+        assert_as_accurate(_named(1.03), [_named(1.0), _named(1.01)], _named(1.0, torch.float64))
+
+
+def test_knows_torchs_error_to_one_unit_in_the_last_place():
+    unit = torch.finfo(torch.float32).eps
+    assert_as_accurate(_named(1 + 2 * unit), [_named(1.0)], _named(1.0, torch.float64))
+    with pytest.raises(AssertionError, match="error"):
+        assert_as_accurate(_named(1 + 3 * unit), [_named(1.0)], _named(1.0, torch.float64))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_rejects_what_is_not_finite(bad):
+    with pytest.raises(AssertionError, match="error"):
+        assert_as_accurate(_named(bad), [_named(1.01)], _named(1.0, torch.float64))
+
+
+def test_rejects_another_dtype_or_shape():
+    with pytest.raises(AssertionError, match="torch gives"):
+        assert_as_accurate(_named(1.0, torch.float64), [_named(1.0)], _named(1.0, torch.float64))
+    with pytest.raises(AssertionError, match=r"\[2\], expected \[2, 3\]"):
+        assert_as_accurate({"y": torch.ones(2)}, [_named(1.0)], _named(1.0, torch.float64))

@@ -1,0 +1,172 @@
+"""Values and gradients of the layers: the 2x rule over the option grid, gradcheck, gradgradcheck."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from accuracy import assert_as_accurate, random_state, reference_lstm, results
+from cases import CASES, DTYPES, Case
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import fusedlstm
+
+# What torch says of its own paths when they are compared with ours.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+    pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN"),
+]
+
+
+# The largest error of a small problem is a matter of luck; that of several draws of it is less so.
+DRAWS = 4
+
+
+def _check(case: Case, dtype: torch.dtype, device: torch.device) -> None:
+    torchs = nn.LSTM(case.I, case.H, **case.options, dtype=dtype, device=device)
+    ours = fusedlstm.LSTM(case.I, case.H, **case.options, dtype=dtype, device=device)
+    ours.load_state_dict(torchs.state_dict())
+    truth = nn.LSTM(case.I, case.H, **case.options, dtype=torch.float64)
+    truth.load_state_dict(torchs.state_dict())
+    draws = [_draw(truth, case, dtype) for _ in range(DRAWS)]
+
+    def run(module, forward):
+        runs = [_run(module, forward, *draw) for draw in draws]
+        return {name: torch.stack([results[name].cpu() for results in runs]) for name in runs[0]}
+
+    true, got = run(truth, _by_equations), run(ours, _call)
+    if dtype == torch.float64:
+        for name in true:
+            torch.testing.assert_close(got[name], true[name], msg=lambda text, name=name: f"{name}: {text}")
+        return
+    own = []
+    fast_path = torch.backends.cudnn if device.type == "cuda" else torch.backends.mkldnn
+    for fast in (True, False):
+        with fast_path.flags(enabled=fast):
+            own.append(run(torchs, _call))
+    assert_as_accurate(got, own, true)
+
+
+def _draw(truth: nn.RNNBase, case: Case, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    """Random x, h0, c0 and cotangents of y, h_n, c_n, in values that dtype can hold."""
+    layout = (case.N, case.T) if truth.batch_first else (case.T, case.N)
+    hx = random_state(truth, case.N, torch.float64, torch.device("cpu"))
+    y = torch.randn(*layout, hx[0].shape[2] * (1 + truth.bidirectional))
+    inputs = torch.randn(*layout, case.I), *hx
+    cotangents = y, *(torch.randn_like(state) for state in hx)
+    return [tensor.to(dtype) for tensor in inputs], [tensor.to(dtype) for tensor in cotangents]
+
+
+def _run(module: nn.RNNBase, forward: Callable[..., Any], inputs: list[Tensor], cotangents: list[Tensor]):
+    weight = module.weight_ih_l0
+    x, h0, c0 = (tensor.to(weight).requires_grad_() for tensor in inputs)
+    y, state = forward(module, x, (h0, c0))
+    leaves = {"x": x, "h0": h0, "c0": c0} | dict(module.named_parameters())
+    return results(leaves, (y, *state), [tensor.to(weight) for tensor in cotangents])
+
+
+def _call(module, x, hx):
+    return module(x, hx)
+
+
+def _by_equations(module, x, hx):
+    y, state = reference_lstm(module, x.transpose(0, 1) if module.batch_first else x, hx)
+    return y.transpose(0, 1) if module.batch_first else y, state
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients(case, dtype, device):
+    _check(case, dtype, device)
+
+
+@given(
+    T=st.integers(1, 9),
+    N=st.integers(1, 15),
+    I=st.integers(1, 20),
+    H=st.integers(2, 40),
+    num_layers=st.integers(1, 3),
+    bias=st.booleans(),
+    batch_first=st.booleans(),
+    bidirectional=st.booleans(),
+    projected=st.booleans(),
+    dtype=st.sampled_from(["f32", "f64", "bf16"]),
+)
+def test_values_and_gradients_of_any_option(T, N, I, H, num_layers, bias, batch_first, bidirectional, projected, dtype):  # noqa: E741
+    options = {"num_layers": num_layers, "bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
+    _check(Case("any", T, N, I, H, options | {"proj_size": H // 2 * projected}), DTYPES[dtype], torch.device("cpu"))
+
+
+def _leaves(*shapes, device):
+    return [torch.randn(shape, dtype=torch.float64, device=device, requires_grad=True) for shape in shapes]
+
+
+@pytest.mark.parametrize("lengths", [None, [3, 0, 2]], ids=["full", "lengths"])
+@pytest.mark.parametrize("proj_size", [0, 2], ids=["plain", "projected"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one_direction", "bidirectional"])
+def test_gradcheck_and_gradgradcheck(bidirectional, proj_size, lengths, device):
+    T, N, I, H = 3, 3, 2, 3
+    module = fusedlstm.LSTM(I, H, bidirectional=bidirectional, proj_size=proj_size, dtype=torch.float64, device=device)
+    D, P = 1 + bidirectional, proj_size or H
+    x, h0, c0 = _leaves((T, N, I), (D, N, P), (D, N, H), device=device)
+    row_lengths = None if lengths is None else torch.tensor(lengths, device=device)
+
+    def layer(x, h0, c0, *weights):
+        y, h_n, c_n, cell, _ = torch.ops.fusedlstm.lstm_forward(x, h0, c0, list(weights), row_lengths)
+        return y, h_n, c_n, cell
+
+    inputs = (x, h0, c0, *module.parameters())
+    assert torch.autograd.gradcheck(layer, inputs)
+    assert torch.autograd.gradgradcheck(layer, inputs)
+
+
+def test_gradient_penalty_through_the_module(device):
+    """WGAN-GP differentiates the norm of a gradient: cuDNN refuses it, and the values must be torch's own."""
+    torchs = nn.LSTM(3, 4, 2, dtype=torch.float64, device=device)
+    ours = fusedlstm.LSTM(3, 4, 2, dtype=torch.float64, device=device)
+    ours.load_state_dict(torchs.state_dict())
+    x = torch.randn(5, 2, 3, dtype=torch.float64, device=device, requires_grad=True)
+    penalties = []
+    for module in (torchs, ours):
+        with torch.backends.cudnn.flags(enabled=False) if device.type == "cuda" else contextlib.nullcontext():
+            (grad,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+        penalty = (grad.norm() - 1) ** 2
+        penalties.append(torch.autograd.grad(penalty, [x, *module.parameters()], allow_unused=True))
+    for ours_grad, torchs_grad in zip(penalties[1], penalties[0], strict=True):
+        torch.testing.assert_close(ours_grad, torchs_grad)
+
+
+def test_backward_in_eval_mode(device):
+    module = fusedlstm.LSTM(3, 4, device=device)
+    x = torch.randn(5, 2, 3, device=device, requires_grad=True)
+    grads = [torch.autograd.grad(module.train(mode)(x)[0].sum(), x)[0] for mode in (True, False)]
+    assert torch.equal(*grads)
+
+
+def test_retained_graph_gives_the_same_gradients(device):
+    module = fusedlstm.LSTM(3, 4, 2, bidirectional=True, device=device)
+    loss = module(torch.randn(5, 2, 3, device=device))[0].sum()
+    first = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True)
+    second = torch.autograd.grad(loss, list(module.parameters()))
+    assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("frozen", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight_hr_l0", "x"])
+def test_a_frozen_input_leaves_the_other_gradients_alone(frozen, device):
+    module = fusedlstm.LSTM(3, 6, proj_size=2, device=device)
+    x = torch.randn(5, 2, 3, device=device, requires_grad=True)
+
+    def grads():
+        module.zero_grad()
+        x.grad = None
+        module(x)[0].square().sum().backward()
+        return {"x": x.grad} | {name: p.grad for name, p in module.named_parameters()}
+
+    everything = grads()
+    (x if frozen == "x" else getattr(module, frozen)).requires_grad_(False)
+    without = grads()
+    assert without.pop(frozen) is None
+    assert all(torch.equal(everything[name], grad) for name, grad in without.items())

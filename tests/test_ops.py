@@ -1,0 +1,218 @@
+"""The operators as torch sees them: schemas, fake kernels, memory, threads, errors of direct callers."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import DTYPES
+
+from fusedlstm import _C, ops
+
+_ops = torch.ops.fusedlstm
+
+
+def _arguments(device, dtype=torch.float32, T=4, N=3, I=5, H=6, D=1, P=None, bias=True, lengths=None):  # noqa: E741
+    def tensor(*shape):
+        return torch.randn(shape, device=device).to(dtype)
+
+    P = P or H
+    weights = []
+    for _ in range(D):
+        weights += [tensor(4 * H, I), tensor(4 * H, P)]
+        weights += [tensor(4 * H), tensor(4 * H)] if bias else []
+        weights += [tensor(P, H)] if P != H else []
+    row_lengths = None if lengths is None else torch.tensor(lengths, device=device)
+    return tensor(T, N, I), tensor(D, N, P), tensor(D, N, H), weights, row_lengths
+
+
+SHAPES = {
+    "plain": {},
+    "no_bias": {"bias": False},
+    "bidirectional": {"D": 2},
+    "projected": {"P": 2, "D": 2},
+    "lengths": {"lengths": [4, 0, 2], "D": 2},
+    "one_step": {"T": 1},
+    "no_steps": {"T": 0},
+    "no_rows": {"N": 0},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_opcheck(shape, dtype, device):
+    args = _arguments(device, dtype, **shape)
+    torch.library.opcheck(_ops.lstm_inference.default, args)
+    y, h_n, c_n, cell, gates = _ops.lstm_forward(*args)
+    for need in (True, False):
+        rest = (y, cell, gates, need, need, [int(need)] * len(args[3]))
+        torch.library.opcheck(_ops.lstm_backward.default, (y, h_n, c_n, cell, *args, *rest))
+        torch.library.opcheck(_ops.lstm_backward.default, (None, None, None, None, *args, *rest))
+    for tensor in (*args[:3], *args[3]):
+        tensor.requires_grad_()
+    torch.library.opcheck(_ops.lstm_forward.default, args, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_inference_equals_forward(shape, device):
+    args = _arguments(device, **shape)
+    for inference, forward in zip(_ops.lstm_inference(*args), _ops.lstm_forward(*args), strict=False):
+        assert torch.equal(inference, forward)
+
+
+def test_lengths_cut_each_row(device):
+    lengths = [4, 0, 2, 1]
+    args = _arguments(device, T=4, N=4, D=2, P=3, lengths=lengths)
+    x, h0, c0, weights, _ = args
+    y, h_n, c_n, cell, _gates = _ops.lstm_forward(*args)
+    for row, length in enumerate(lengths):
+        one = slice(row, row + 1)
+        alone = _ops.lstm_forward(x[:length, one], h0[:, one], c0[:, one], weights, None)
+        cut = y[:length, one], h_n[:, one], c_n[:, one], cell[:length, one]
+        for whole, part in zip(cut, alone, strict=False):
+            torch.testing.assert_close(whole, part)
+        assert not y[length:, row].any()
+        assert not cell[length:, row].any()
+
+
+def test_lengths_hide_the_padding(device):
+    """Whatever stands past a row's end, NaN too, reaches neither a value nor the gradient of another element."""
+    x, h0, c0, weights, lengths = _arguments(device, T=4, N=3, lengths=[4, 0, 2])
+    spoiled = x.clone()
+    spoiled[2:, 2] = float("nan")
+    spoiled[:, 1] = float("nan")
+    clean = _ops.lstm_forward(x, h0, c0, weights, lengths)[:4]
+    for expected, got in zip(clean, _ops.lstm_forward(spoiled, h0, c0, weights, lengths)[:4], strict=True):
+        assert torch.equal(expected, got)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2, 3])
+def test_views_and_sentinels(offset, device):
+    """Inputs at any offset and stride are read as they are, and nothing around them is touched."""
+    args = _arguments(device, T=5, N=3, I=7, H=9, D=2)
+    expected = _ops.lstm_forward(*args)
+
+    def view(tensor):
+        room = torch.full((tensor.numel() + 8,), 1e9, device=device)
+        inner = room[offset : offset + tensor.numel()].view(tensor.shape)
+        inner.copy_(tensor)
+        rooms.append((room, tensor.numel()))
+        return inner
+
+    rooms = []
+    x, h0, c0, weights, _ = args
+    got = _ops.lstm_forward(view(x), view(h0), view(c0), [view(w) for w in weights], None)
+    assert all(map(torch.equal, expected, got))
+    for room, used in rooms:
+        assert (room[:offset] == 1e9).all()
+        assert (room[offset + used :] == 1e9).all()
+
+    def strided(tensor):
+        return tensor.repeat_interleave(2, -1)[..., ::2]
+
+    got = _ops.lstm_forward(strided(x), strided(h0), strided(c0), [strided(w) for w in weights], None)
+    assert all(map(torch.equal, expected, got))
+
+
+def test_expanded_inputs_and_gradients(device):
+    x, h0, c0, weights, _ = _arguments(device, D=2)
+    x = x[:, :1].expand(-1, 3, -1)
+    h0, c0 = h0[:, :1].expand(-1, 3, -1), c0[:1].expand(2, -1, -1)
+    results = []
+    for prepare in (lambda t: t, torch.clone):
+        leaves = [prepare(tensor).detach().requires_grad_() for tensor in (x, h0, c0, *weights)]
+        y, _, _ = ops.lstm_layer(*leaves[:3], leaves[3:])
+        grad_y = torch.ones((), device=device).expand(y.shape)
+        results.append((y, *torch.autograd.grad(y, leaves, prepare(grad_y))))
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("P", [None, 40])
+def test_bitwise_repeatable_for_any_number_of_threads(D, P, device):
+    args = _arguments(device, T=6, N=33, I=20, H=120, D=D, P=P, lengths=[row % 7 for row in range(33)])
+
+    def run():
+        y, h_n, c_n, cell, gates = _ops.lstm_forward(*args)
+        rest = (y, cell, gates, True, True, [1] * len(args[3]))
+        grad_x, grad_h0, grad_c0, _ = _ops.lstm_backward(y, h_n, c_n, cell, *args, *rest)
+        return y, h_n, c_n, cell, grad_h0, grad_c0, grad_x
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = run()
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            # The big matrix products are torch's; theirs is the only order of sums that may follow the threads.
+            assert all(map(torch.equal, expected[:4], run()[:4]))
+            again = run()
+            assert all(map(torch.equal, again, run()))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(_C.instruction_set() == "plain", reason="this processor has the plain kernels alone")
+def test_the_plain_kernels_are_right_too():
+    """The gradient tests once more, in a process that is told to do without the wider instruction sets."""
+    tests = ["tests/test_gradients.py::test_values_and_gradients", "tests/test_ops.py::test_lengths_cut_each_row"]
+    environment = os.environ | {"FUSEDLSTM_ISA": "plain"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu", *tests]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
+
+
+def test_an_unknown_instruction_set_is_refused():
+    script = "from fusedlstm import _C; _C.instruction_set()"
+    environment = os.environ | {"FUSEDLSTM_ISA": "mmx"}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert "FUSEDLSTM_ISA must be one this processor has" in run.stderr
+
+
+def test_saturated_and_non_finite_values_behave_as_in_torch():
+    module = torch.nn.LSTM(1, 8)
+    values = [0.0, -0.0, 1e-30, 1e4, -1e4, 3e38, -3e38, float("inf"), float("-inf"), float("nan")]
+    x = torch.tensor(values).view(1, -1, 1)
+    hx = torch.randn(1, len(values), 8), torch.randn(1, len(values), 8)
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+        expected, _ = module(x, hx)
+    y, _, _ = ops.lstm_layer(x, *hx, list(module.parameters()))
+    torch.testing.assert_close(y, expected, equal_nan=True)
+
+
+def test_a_long_sequence(device):
+    """More steps than cuDNN takes (65,535)."""
+    x, h0, c0, weights, _ = _arguments(device, T=70_000, N=1, I=1, H=2)
+    y, h_n, _ = ops.lstm_layer(x, h0, c0, weights)
+    half, state = y[:35_000], ops.lstm_layer(x[:35_000], h0, c0, weights)
+    assert torch.equal(half, state[0])
+    assert torch.equal(ops.lstm_layer(x[35_000:], state[1], state[2], weights)[1], h_n)
+
+
+BAD = {
+    "rank": (lambda a: (a[0][0], *a[1:]), r"input must be \[steps, batch, input_size\], got \[3, 5\]"),
+    "batch": (lambda a: (a[0], a[1][:, :2], *a[2:]), r"h0 must be \[1, 3, 6\], got \[1, 2, 6\]"),
+    "dtype": (lambda a: (a[0], a[1].double(), *a[2:]), "h0 must have the dtype of input"),
+    "weight": (lambda a: (*a[:3], [a[3][0].T, *a[3][1:]], a[4]), r"weight_ih must be \[24, 5\], got \[5, 24\]"),
+    "count": (lambda a: (*a[:3], a[3][:3], a[4]), "weights must hold 2 or 4 tensors"),
+    "no_weights": (lambda a: (*a[:3], [], a[4]), "weights must hold 2 or 4 tensors"),
+    "kind": (lambda a: (a[0].int(), a[1].int(), a[2].int(), [w.int() for w in a[3]], None), "input must be float32"),
+    "short": (lambda a: (*a[:4], torch.tensor([1, 2])), r"lengths must be \[3\], got \[2\]"),
+    "long": (lambda a: (*a[:4], torch.tensor([1, 5, 2])), r"lengths\[1\] must be in 0\.\.4"),
+    "negative": (lambda a: (*a[:4], torch.tensor([1, -1, 2])), r"lengths\[1\] must be in 0\.\.4"),
+    "floating": (lambda a: (*a[:4], torch.tensor([1.0, 2, 3])), "lengths must be int64"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
+def test_direct_callers_get_an_error(change, message):
+    with pytest.raises(RuntimeError, match=message):
+        _ops.lstm_forward(*change(_arguments("cpu")))
+
+
+def test_kept_gates_have_no_gradient():
+    x, h0, c0, weights, _ = _arguments("cpu")
+    *outputs, gates = _ops.lstm_forward(x.requires_grad_(), h0, c0, weights, None)
+    assert all(output.requires_grad for output in outputs)
+    assert not gates.requires_grad
