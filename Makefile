@@ -6,6 +6,7 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 
 PY     := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
+BIN    := $(if $(VENV),$(VENV)/bin/)
 STAMP  := $(if $(VENV),$(VENV)/installed,build/installed)
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f -name '*.[ch]*')
 
@@ -32,12 +33,12 @@ lint: venv
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m clang_format --dry-run --Werror $(shell find csrc -type f -name '*.[ch]*')
+	$(BIN)clang-format --dry-run --Werror $(shell find csrc -type f -name '*.[ch]*')
 
 format: venv
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(PY) -m clang_format -i $(shell find csrc -type f -name '*.[ch]*')
+	$(BIN)clang-format -i $(shell find csrc -type f -name '*.[ch]*')
 
 clean:
 	rm -rf build dist *.egg-info fusedlstm/*.so .venv

@@ -3,11 +3,13 @@
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import torch
 from setuptools import setup
 from torch.utils import cpp_extension
 
+ROOT = Path(__file__).parent.resolve()
 CPU_SOURCES = [
     "csrc/module.cpp",
     "csrc/ops.cpp",
@@ -31,8 +33,7 @@ def cuda_problem() -> str | None:
         return f"torch {torch.__version__} is a build without CUDA; install a CUDA build of torch first"
     if cpp_extension.CUDA_HOME is None:
         return f"no CUDA toolkit was found; set CUDA_HOME to one of CUDA {torch.version.cuda.split('.')[0]}"
-    nvcc = os.path.join(cpp_extension.CUDA_HOME, "bin", "nvcc")  # noqa: PTH118
-    if not os.path.exists(nvcc):  # noqa: PTH110
+    if not (Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc").exists():
         found = shutil.which("nvcc")
         hint = f"; nvcc is at {found}, set CUDA_HOME to its toolkit" if found else ""
         return f"CUDA_HOME={cpp_extension.CUDA_HOME} has no bin/nvcc{hint}"
@@ -61,7 +62,7 @@ host_flags = [
     "-fopenmp",
     "-fvisibility=hidden",
     "-Wall",
-    f"-fmacro-prefix-map={os.getcwd()}/=",  # noqa: PTH109 - errors name csrc/..., not the builder's folders
+    f"-ffile-prefix-map={ROOT}/=",  # errors name csrc/..., not the builder's folders
     STABLE_ABI,
 ]
 archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "native") if cuda else ""

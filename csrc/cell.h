@@ -43,7 +43,8 @@ struct CellGradient {
 
 // gates are the activated ones; grad_h and grad_c arrive from this step's output and from the next step.
 template <class Math, class V>
-FUSEDLSTM_HOST_DEVICE CellGradient<V> cell_gradient(const Gates<V>& gates, V c_prev, V c, V grad_h, V grad_c) {
+FUSEDLSTM_HOST_DEVICE CellGradient<V> cell_gradient(const Gates<V>& gates, V c_prev, V c, V grad_h,
+                                                    V grad_c) {
   const V tanh_c = Math::tanh(c);
   const V h = gates.o * tanh_c;
   const V dc = grad_c + grad_h * (gates.o - h * tanh_c);  // o * (1 - tanh(c)^2)

@@ -51,10 +51,10 @@ struct Layer {
     projected = outputs != hidden;
     const int64_t each = static_cast<int64_t>(weights.size()) / directions;
     biased = each >= 4;
-    STD_TORCH_CHECK(each * directions == static_cast<int64_t>(weights.size()) &&
-                        each == 2 + 2 * biased + projected,
-                    "weights must hold ", projected ? "3 or 5" : "2 or 4", " tensors for each of ", directions,
-                    " directions, got ", weights.size());
+    STD_TORCH_CHECK(
+        each * directions == static_cast<int64_t>(weights.size()) && each == 2 + 2 * biased + projected,
+        "weights must hold ", projected ? "3 or 5" : "2 or 4", " tensors for each of ", directions,
+        " directions, got ", weights.size());
     check_shape("h0", h0, {directions, batch, outputs});
     check_shape("c0", c0, {directions, batch, hidden});
     check_like("h0", h0, x);

@@ -1,5 +1,5 @@
-// The operators: one call is one layer, all its directions. Shapes are in checks.h, kernels in cpu/ and cuda/,
-// autograd and fake kernels in fusedlstm/ops.py.
+// The operators: one call is one layer, all its directions. Shapes are in checks.h, kernels in cpu/ and
+// cuda/, autograd and fake kernels in fusedlstm/ops.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fusedlstm, m) {
@@ -11,7 +11,8 @@ STABLE_TORCH_LIBRARY(fusedlstm, m) {
       " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cell, Tensor gates)");
   m.def(
       "lstm_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cell,"
-      " Tensor x, Tensor h0, Tensor c0, Tensor[] weights, Tensor? lengths, Tensor y, Tensor cell, Tensor gates,"
+      " Tensor x, Tensor h0, Tensor c0, Tensor[] weights, Tensor? lengths, Tensor y, Tensor cell, Tensor "
+      "gates,"
       " bool need_x, bool need_h0, int[] need_weights)"
       " -> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
 }

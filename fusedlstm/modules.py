@@ -131,15 +131,12 @@ class LSTM(nn.RNNBase):
     def _check_input(self, input: Any, weight: Tensor, packed: bool) -> None:
         _check_tensor("lstm", "input", input)
         if packed:
-            layout, ranks = "a PackedSequence of [steps, {}] data", (2,)
-        elif self.batch_first:
-            layout, ranks = "[batch, steps, {}] (or [steps, {}] unbatched)", (2, 3)
+            layout = f"a PackedSequence of [steps, {self.input_size}] data"
         else:
-            layout, ranks = "[steps, batch, {}] (or [steps, {}] unbatched)", (2, 3)
-        if input.dim() not in ranks or input.shape[-1] != self.input_size:
-            raise ValueError(
-                f"lstm: input must be {layout.replace('{}', str(self.input_size))}, got {list(input.shape)}"
-            )
+            first = "batch, steps" if self.batch_first else "steps, batch"
+            layout = f"[{first}, {self.input_size}] (or [steps, {self.input_size}] unbatched)"
+        if input.dim() not in ((2,) if packed else (2, 3)) or input.shape[-1] != self.input_size:
+            raise ValueError(f"lstm: input must be {layout}, got {list(input.shape)}")
         _check_like("lstm", "input", input, "the parameters", weight)
 
     def _initial_state(self, hx: Any, input: Tensor, batch: int, batched: bool) -> State:

@@ -63,8 +63,9 @@ def _change_classes(model: Model, classes: dict[type[nn.Module], type[nn.Module]
     if not isinstance(model, nn.Module):
         raise TypeError(f"{function}: model must be a torch.nn.Module, got {type(model).__name__}")
     left = []
+    kinds: tuple[type[nn.Module], ...] = tuple(classes)
     for name, module in model.named_modules():
-        if isinstance(module, tuple(classes)):
+        if isinstance(module, kinds):
             reason = _change_class(module, classes)
             if reason:
                 left.append(f"{name or 'the model itself'} ({reason})")

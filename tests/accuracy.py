@@ -59,9 +59,7 @@ def random_state(module: nn.RNNBase, N: int, dtype: torch.dtype, device: torch.d
     return h0, c0
 
 
-def results(
-    inputs: Mapping[str, Tensor], outputs: Sequence[Tensor], cotangents: Sequence[Tensor]
-) -> dict[str, Tensor]:
+def results(inputs: Mapping[str, Tensor], outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> dict[str, Tensor]:
     """Outputs, and the gradient of every input under the given cotangents of the outputs."""
     named = dict(zip(("y", "h_n", "c_n"), (out.detach() for out in outputs), strict=True))
     grads = torch.autograd.grad(outputs, list(inputs.values()), cotangents, allow_unused=True)

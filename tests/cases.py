@@ -15,7 +15,7 @@ class Case:
     name: str
     T: int
     N: int
-    I: int  # noqa: E741 - torch's own name for the input size
+    I: int
     H: int
     options: dict[str, Any] = field(default_factory=dict)
 

@@ -95,7 +95,7 @@ def test_values_and_gradients(case, dtype, device):
     projected=st.booleans(),
     dtype=st.sampled_from(["f32", "f64", "bf16"]),
 )
-def test_values_and_gradients_of_any_option(T, N, I, H, num_layers, bias, batch_first, bidirectional, projected, dtype):  # noqa: E741
+def test_values_and_gradients_of_any_option(T, N, I, H, num_layers, bias, batch_first, bidirectional, projected, dtype):
     options = {"num_layers": num_layers, "bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
     _check(Case("any", T, N, I, H, options | {"proj_size": H // 2 * projected}), DTYPES[dtype], torch.device("cpu"))
 

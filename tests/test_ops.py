@@ -13,7 +13,7 @@ from fusedlstm import _C, ops
 _ops = torch.ops.fusedlstm
 
 
-def _arguments(device, dtype=torch.float32, T=4, N=3, I=5, H=6, D=1, P=None, bias=True, lengths=None):  # noqa: E741
+def _arguments(device, dtype=torch.float32, T=4, N=3, I=5, H=6, D=1, P=None, bias=True, lengths=None):
     def tensor(*shape):
         return torch.randn(shape, device=device).to(dtype)
 

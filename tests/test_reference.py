@@ -36,7 +36,9 @@ def test_lengths_equal_a_packed_sequence():
 
 
 def test_second_derivatives():
-    x, h0, c0 = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in [(3, 2, 2), (1, 2, 2), (1, 2, 3)])
+    x, h0, c0 = (
+        torch.randn(size, dtype=torch.float64, requires_grad=True) for size in [(3, 2, 2), (1, 2, 2), (1, 2, 3)]
+    )
     weights = [
         torch.randn(size, dtype=torch.float64, requires_grad=True) for size in [(12, 2), (12, 2), (12,), (12,), (2, 3)]
     ]

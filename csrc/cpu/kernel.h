@@ -18,12 +18,14 @@ struct Kernel {
   int64_t columns_per_block;  // of project and of the backward steps
 
   // Copy a share's blocks of the weights into the order in which the steps read them.
-  void (*pack_gates)(const ForwardArgs<T>&, const Share&, T* packed);                                    // W_hh
-  void (*pack_rows)(const T* weight, int64_t rows, int64_t depth, const Share&, T* packed);              // [rows, depth]
-  void (*pack_columns)(const T* weight, int64_t depth, int64_t columns, const Share&, T* packed);        // [depth, columns]
+  void (*pack_gates)(const ForwardArgs<T>&, const Share&, T* packed);                        // W_hh
+  void (*pack_rows)(const T* weight, int64_t rows, int64_t depth, const Share&, T* packed);  // [rows, depth]
+  void (*pack_columns)(const T* weight, int64_t depth, int64_t columns, const Share&,
+                       T* packed);  // [depth, columns]
 
   // Gates, cell state and hidden state of step t. h is y's step, or scratch [N, H] with a projection.
-  void (*forward_step)(const ForwardArgs<T>&, int64_t t, const Share&, const T* packed, T* h, int64_t h_stride);
+  void (*forward_step)(const ForwardArgs<T>&, int64_t t, const Share&, const T* packed, T* h,
+                       int64_t h_stride);
   // y's step from the hidden state before its projection, h [N, H].
   void (*project)(const ForwardArgs<T>&, int64_t t, const Share&, const T* packed, const T* h);
 

@@ -1,5 +1,5 @@
-// Everything that the body needs is included first: code of the standard library must not be compiled for avx2,
-// since the linker may pick that copy for the whole program.
+// Everything that the body needs is included first: code of the standard library must not be compiled for
+// avx2, since the linker may pick that copy for the whole program.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>

@@ -1,5 +1,5 @@
-// Everything that the body needs is included first: code of the standard library must not be compiled for avx512,
-// since the linker may pick that copy for the whole program.
+// Everything that the body needs is included first: code of the standard library must not be compiled for
+// avx512, since the linker may pick that copy for the whole program.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -9,7 +9,8 @@
 #if defined(__x86_64__)
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma")

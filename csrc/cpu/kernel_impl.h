@@ -1,18 +1,19 @@
 // The body of kernel_*.cpp. The including file has set the instruction set and, in an anonymous namespace of
-// fusedlstm::cpu, kVectorBytes and kAccumulators (how many vectors of sums fit the registers beside operands).
+// fusedlstm::cpu, kVectorBytes and kAccumulators (how many vectors of sums fit the registers beside
+// operands).
 
 #include "simd.h"
 
-constexpr int kTileRows = kAccumulators / 2;     // a tile of sums is kTileRows rows by two vectors of columns
-constexpr int kGroupRows = 4 * kTileRows;        // rows that use a piece of the weights while it is in the L1 cache
-// Terms of a sum between two additions to memory: such a piece of weights fits the L1 cache (128 x 4 vectors), and
-// the rounding error grows with this length rather than with the whole one.
+constexpr int kTileRows = kAccumulators / 2;  // a tile of sums is kTileRows rows by two vectors of columns
+constexpr int kGroupRows = 4 * kTileRows;  // rows that use a piece of the weights while it is in the L1 cache
+// Terms of a sum between two additions to memory: such a piece of weights fits the L1 cache (128 x 4
+// vectors), and the rounding error grows with this length rather than with the whole one.
 constexpr int64_t kPieceTerms = 128;
 
 // sum[r * C + c] += dot(a[r], column vector c of b), where row k of b starts at b + k * b_stride.
 template <class T, int R, int C>
-FUSEDLSTM_HOST_DEVICE void multiply_tile(const T* const* a, int64_t begin, int64_t end, const T* b, int64_t b_stride,
-                                         Vec<T>* sum, int64_t sum_stride) {
+FUSEDLSTM_HOST_DEVICE void multiply_tile(const T* const* a, int64_t begin, int64_t end, const T* b,
+                                         int64_t b_stride, Vec<T>* sum, int64_t sum_stride) {
   Vec<T> part[R][C] = {};
   for (int64_t k = begin; k < end; ++k) {
     Vec<T> column[C];
@@ -26,8 +27,8 @@ FUSEDLSTM_HOST_DEVICE void multiply_tile(const T* const* a, int64_t begin, int64
     for (int c = 0; c < C; ++c) sum[r * sum_stride + c] += part[r][c];
 }
 
-// The same for `count` rows, known to be at most R, and all C vectors of columns; two at a time where the sums of
-// all would not fit the registers.
+// The same for `count` rows, known to be at most R, and all C vectors of columns; two at a time where the
+// sums of all would not fit the registers.
 template <class T, int C, int R = kTileRows>
 void multiply_rows(const T* const* a, int64_t count, int64_t begin, int64_t end, const T* b, int64_t b_stride,
                    Vec<T>* sum) {
@@ -42,7 +43,8 @@ void multiply_rows(const T* const* a, int64_t count, int64_t begin, int64_t end,
   }
 }
 
-// sum [count, C] = a [count, depth] times the packed columns b [depth, C vectors]; count is at most kGroupRows.
+// sum [count, C] = a [count, depth] times the packed columns b [depth, C vectors]; count is at most
+// kGroupRows.
 template <class T, int C>
 void multiply(const T* const* a, int64_t count, int64_t depth, const T* b, Vec<T>* sum) {
   std::fill_n(sum, count * C, Vec<T>{});
@@ -180,7 +182,8 @@ void project(const ForwardArgs<T>& args, int64_t t, const Share& share, const T*
 
 // What step t's output (its P columns from `at`) receives from grad_y and grad_h_n.
 template <class T>
-FUSEDLSTM_HOST_DEVICE Vec<T> output_gradient(const BackwardArgs<T>& args, int64_t t, int64_t row, int64_t at) {
+FUSEDLSTM_HOST_DEVICE Vec<T> output_gradient(const BackwardArgs<T>& args, int64_t t, int64_t row,
+                                             int64_t at) {
   const int64_t P = args.size.outputs;
   Vec<T> grad{};
   if (args.grad_y) grad += load(args.grad_y + (t * args.size.batch + row) * args.y_stride + at, P - at);
@@ -188,8 +191,9 @@ FUSEDLSTM_HOST_DEVICE Vec<T> output_gradient(const BackwardArgs<T>& args, int64_
   return grad;
 }
 
-// The gates' gradient of the step after t in the direction's own order, which is the step before t in backward.
-// A row whose last step is t reads the zeros that stand beyond its length, or nothing when no step comes after.
+// The gates' gradient of the step after t in the direction's own order, which is the step before t in
+// backward. A row whose last step is t reads the zeros that stand beyond its length, or nothing when no step
+// comes after.
 template <class T>
 FUSEDLSTM_HOST_DEVICE int64_t depth_after(const BackwardArgs<T>& args, int64_t t) {
   return t == (args.reverse ? 0 : args.size.steps - 1) ? 0 : 4 * args.size.hidden;
@@ -211,8 +215,8 @@ void backward_project(const BackwardArgs<T>& args, int64_t t, const Share& share
       multiply<T, 2>(a, count, depth_after(args, t), packed + block * 4 * H * kColumns<T>, sum);
       for (int64_t r = 0; r < count; ++r)
         for (int64_t at = column, v = 0; v < 2 && at < P; ++v, at += W)
-          store(args.grad_p + (t * N + row[r]) * P + at, sum[2 * r + v] + output_gradient(args, t, row[r], at),
-                P - at);
+          store(args.grad_p + (t * N + row[r]) * P + at,
+                sum[2 * r + v] + output_gradient(args, t, row[r], at), P - at);
     });
   }
 }
@@ -235,7 +239,8 @@ void backward_step(const BackwardArgs<T>& args, int64_t t, const Share& share, c
         for (int64_t unit = block * kColumns<T>, v = 0; v < 2 && unit < H; ++v, unit += W) {
           const int64_t units = H - unit;
           const T* const saved = args.gates + (t * N + row[r]) * args.gates_stride + unit;
-          const T* const c_before = first ? args.c0 + row[r] * H : args.c + (t_before * N + row[r]) * args.c_stride;
+          const T* const c_before =
+              first ? args.c0 + row[r] * H : args.c + (t_before * N + row[r]) * args.c_stride;
           T* const grad_c0 = args.grad_c0 + row[r] * H + unit;
 
           const Gates<Vec<T>> gates{load(saved, units), load(saved + H, units), load(saved + 2 * H, units),
@@ -263,6 +268,6 @@ void backward_step(const BackwardArgs<T>& args, int64_t t, const Share& share, c
 
 template <class T>
 constexpr Kernel<T> make_kernel(const char* instruction_set) {
-  return {instruction_set, kLanes<T>,    kColumns<T>, pack_gates<T>,       pack_rows<T>,    pack_columns<T>,
-          forward_step<T>, project<T>, backward_project<T>, backward_step<T>};
+  return {instruction_set, kLanes<T>,       kColumns<T>, pack_gates<T>,       pack_rows<T>,
+          pack_columns<T>, forward_step<T>, project<T>,  backward_project<T>, backward_step<T>};
 }

@@ -82,7 +82,8 @@ struct RowOrder {
   Rows view() const { return {length.data(), order.data(), active.data()}; }
 };
 
-// weight_ih of all directions, one below the other, so that the input's product and its gradient are one GEMM.
+// weight_ih of all directions, one below the other, so that the input's product and its gradient are one
+// GEMM.
 Tensor stacked_weight_ih(const Layer& layer) {
   if (layer.directions == 1) return layer.weight_ih(0);
   const int64_t rows = 4 * layer.hidden;
@@ -117,7 +118,8 @@ struct ForwardResult {
 template <class T>
 ForwardResult run_forward(const Tensor& x, const Tensor& h0, const Tensor& c0, const Layer& layer,
                           const std::optional<Tensor>& lengths, bool keep) {
-  const int64_t steps = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
+  const int64_t steps = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs,
+                D = layer.directions;
   const int threads = static_cast<int>(torch::stable::get_num_threads());
   const RowOrder rows(layer, lengths);
   const Sizes size{steps, N, H, P};
@@ -125,9 +127,12 @@ ForwardResult run_forward(const Tensor& x, const Tensor& h0, const Tensor& c0, c
   ForwardResult out;
   out.gates = view(matmul(view(x, {steps * N, layer.input}), transpose(stacked_weight_ih(layer), 0, 1)),
                    {steps, N, D * 4 * H});
-  const auto make = lengths ? [](const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape) {
-    return new_zeros(like, shape);
-  } : [](const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape) { return new_empty(like, shape); };
+  const auto make =
+      lengths ? [](const Tensor& like,
+                   torch::headeronly::IntHeaderOnlyArrayRef shape) { return new_zeros(like, shape); }
+              : [](const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape) {
+                  return new_empty(like, shape);
+                };
   out.y = make(x, {steps, N, D * P});
   out.h_n = new_empty(x, {D, N, P});
   out.c_n = new_empty(x, {D, N, H});
@@ -164,8 +169,9 @@ ForwardResult run_forward(const Tensor& x, const Tensor& h0, const Tensor& c0, c
   return out;
 }
 
-ForwardResult run_forward(const Tensor& x, const Tensor& h0, const Tensor& c0, const std::vector<Tensor>& weights,
-                          const std::optional<Tensor>& lengths, bool keep) {
+ForwardResult run_forward(const Tensor& x, const Tensor& h0, const Tensor& c0,
+                          const std::vector<Tensor>& weights, const std::optional<Tensor>& lengths,
+                          bool keep) {
   (void)Layer(x, h0, c0, weights, lengths);  // the caller's own tensors are checked before any is converted
   const ScalarType type = compute_type(x);
   const Tensor x_ = prepare(x, type), h0_ = prepare(h0, type), c0_ = prepare(c0, type);
@@ -240,7 +246,8 @@ template <class T>
 BackwardResult run_backward(const Incoming& grad, const Saved& saved, const Layer& layer,
                             const std::optional<Tensor>& lengths, bool need_x, bool need_h0,
                             const std::vector<int64_t>& need_weights) {
-  const int64_t steps = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
+  const int64_t steps = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs,
+                D = layer.directions;
   const int threads = static_cast<int>(torch::stable::get_num_threads());
   const RowOrder rows(layer, lengths);
   const Sizes size{steps, N, H, P};
@@ -291,8 +298,7 @@ BackwardResult run_backward(const Incoming& grad, const Saved& saved, const Laye
     const Tensor of_direction = slice(grad_gates_2d, 1, d * 4 * H, 4 * H);
     if (need_h0) {
       T* const grad_h0 = data<T>(out.grad_h0) + d * N * P;
-      add_rows(grad_h0, P,
-               matmul(first_gradient<T>(layer, grad_gates, rows.view(), d), layer.weight_hh(d)));
+      add_rows(grad_h0, P, matmul(first_gradient<T>(layer, grad_gates, rows.view(), d), layer.weight_hh(d)));
       for (int64_t row = 0; grad.h_n && row < N; ++row) {
         if (rows.length[row] > 0) continue;  // a row of no steps hands its state through
         std::copy_n(data<T>(grad.h_n) + (d * N + row) * P, P, grad_h0 + row * P);
@@ -305,23 +311,22 @@ BackwardResult run_backward(const Incoming& grad, const Saved& saved, const Laye
       out.grad_weights[at + 1] = matmul(transpose(of_direction, 0, 1), view(before, {steps * N, P}));
     }
     for (int64_t bias = at + 2; layer.biased && bias < at + 4; ++bias)
-      if (need_weights[bias]) out.grad_weights[bias] = torch::stable::sum(of_direction, std::vector<int64_t>{0});
+      if (need_weights[bias])
+        out.grad_weights[bias] = torch::stable::sum(of_direction, std::vector<int64_t>{0});
     const int64_t hr = at + layer.weights_per_direction() - 1;
     if (layer.projected && need_weights[hr])
-      out.grad_weights[hr] =
-          matmul(transpose(view(*grad_p, {steps * N, P}), 0, 1), view(*h, {steps * N, H}));
+      out.grad_weights[hr] = matmul(transpose(view(*grad_p, {steps * N, P}), 0, 1), view(*h, {steps * N, H}));
   }
-  if (need_x)
-    out.grad_x = view(matmul(grad_gates_2d, stacked_weight_ih(layer)), {steps, N, layer.input});
+  if (need_x) out.grad_x = view(matmul(grad_gates_2d, stacked_weight_ih(layer)), {steps, N, layer.input});
   return out;
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
     const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_h_n,
     const std::optional<Tensor>& grad_c_n, const std::optional<Tensor>& grad_cell, const Tensor& x,
-    const Tensor& h0, const Tensor& c0, const std::vector<Tensor>& weights, const std::optional<Tensor>& lengths,
-    const Tensor& y, const Tensor& cell, const Tensor& gates, bool need_x, bool need_h0,
-    const std::vector<int64_t>& need_weights) {
+    const Tensor& h0, const Tensor& c0, const std::vector<Tensor>& weights,
+    const std::optional<Tensor>& lengths, const Tensor& y, const Tensor& cell, const Tensor& gates,
+    bool need_x, bool need_h0, const std::vector<int64_t>& need_weights) {
   const Layer given(x, h0, c0, weights, lengths);
   check_shape("y", y, {given.steps, given.batch, given.directions * given.outputs});
   check_shape("cell", cell, {given.steps, given.batch, given.directions * given.hidden});
@@ -329,7 +334,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
   if (grad_y) check_shape("grad_y", *grad_y, {given.steps, given.batch, given.directions * given.outputs});
   if (grad_h_n) check_shape("grad_h_n", *grad_h_n, {given.directions, given.batch, given.outputs});
   if (grad_c_n) check_shape("grad_c_n", *grad_c_n, {given.directions, given.batch, given.hidden});
-  if (grad_cell) check_shape("grad_cell", *grad_cell, {given.steps, given.batch, given.directions * given.hidden});
+  if (grad_cell)
+    check_shape("grad_cell", *grad_cell, {given.steps, given.batch, given.directions * given.hidden});
   STD_TORCH_CHECK(need_weights.size() == weights.size(), "need_weights must have ", weights.size(),
                   " entries, got ", need_weights.size());
 
@@ -340,10 +346,9 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
                       prepare(grad_cell, type)};
   const std::vector<Tensor> weights_ = prepare(weights, type);
   const Layer layer(saved.x, saved.h0, saved.c0, weights_, lengths);
-  BackwardResult out =
-      type == ScalarType::Double
-          ? run_backward<double>(grad, saved, layer, lengths, need_x, need_h0, need_weights)
-          : run_backward<float>(grad, saved, layer, lengths, need_x, need_h0, need_weights);
+  BackwardResult out = type == ScalarType::Double
+                           ? run_backward<double>(grad, saved, layer, lengths, need_x, need_h0, need_weights)
+                           : run_backward<float>(grad, saved, layer, lengths, need_x, need_h0, need_weights);
   for (Tensor& weight : out.grad_weights) weight = restore(weight, x);
   return {restore(out.grad_x, x), restore(out.grad_h0, x), restore(out.grad_c0, x), out.grad_weights};
 }

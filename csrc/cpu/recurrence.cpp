@@ -41,7 +41,9 @@ const Kernel<T>& kernel() {
   return chosen;
 }
 
-int64_t blocks(int64_t n, int64_t per_block) { return (n + per_block - 1) / per_block; }
+int64_t blocks(int64_t n, int64_t per_block) {
+  return (n + per_block - 1) / per_block;
+}
 
 // Threads form a grid: `columns` groups share the units, `rows` groups share the batch. Only threads that
 // share a row's units ever wait for each other, so a grid of one column needs no barrier.
@@ -118,8 +120,7 @@ void forward(const ForwardArgs<T>& args, int threads) {
   for (int64_t row = 0; row < s.batch; ++row) {
     const int64_t length = args.rows.length[row], last = args.reverse ? 0 : length - 1;
     const T* const h = length ? args.y + (last * s.batch + row) * args.y_stride : args.h0 + row * s.outputs;
-    const T* const c =
-        length ? args.c + last * args.c_step + row * args.c_stride : args.c0 + row * s.hidden;
+    const T* const c = length ? args.c + last * args.c_step + row * args.c_stride : args.c0 + row * s.hidden;
     std::copy_n(h, s.outputs, args.h_n + row * s.outputs);
     if (c != args.c_n + row * s.hidden) std::copy_n(c, s.hidden, args.c_n + row * s.hidden);
   }
@@ -142,7 +143,8 @@ void backward(const BackwardArgs<T>& args, int threads) {
     const Grid grid = make_grid(team, s.batch, 4 * s.hidden * s.outputs * sizeof(T));
     const Grid packing{team, 1};
     if (args.weight_hh)
-      k.pack_columns(args.weight_hh, 4 * s.hidden, s.outputs, packing.share(thread, column_blocks), packed_hh);
+      k.pack_columns(args.weight_hh, 4 * s.hidden, s.outputs, packing.share(thread, column_blocks),
+                     packed_hh);
     if (projected)
       k.pack_columns(args.weight_hr, s.outputs, s.hidden, packing.share(thread, unit_blocks), packed_hr);
 #pragma omp barrier
@@ -165,6 +167,8 @@ template void forward(const ForwardArgs<double>&, int);
 template void backward(const BackwardArgs<float>&, int);
 template void backward(const BackwardArgs<double>&, int);
 
-const char* instruction_set() { return kernel<float>().instruction_set; }
+const char* instruction_set() {
+  return kernel<float>().instruction_set;
+}
 
 }  // namespace fusedlstm::cpu

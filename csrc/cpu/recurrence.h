@@ -33,14 +33,14 @@ struct ForwardArgs {
   T* gates;              // [T, N, 4H] holds x W_ih^T; with keep_gates, replaced by the activated gates
   int64_t gates_stride;  //            row stride
   bool keep_gates;
-  T* y;                // [T, N, P]  written for the active rows of a step
-  int64_t y_stride;    //            row stride
-  T* c;                // [T, N, H]  written; [N, H], overwritten step by step, when c_step is 0
-  int64_t c_stride;    //            row stride
-  int64_t c_step;      //            elements from a step to the next
-  T* h_n;              // [N, P]     written: the state after each row's last step
-  T* c_n;              // [N, H]     written; may be `c` when c_step is 0
-  T* workspace;        // forward_workspace(size) elements
+  T* y;              // [T, N, P]  written for the active rows of a step
+  int64_t y_stride;  //            row stride
+  T* c;              // [T, N, H]  written; [N, H], overwritten step by step, when c_step is 0
+  int64_t c_stride;  //            row stride
+  int64_t c_step;    //            elements from a step to the next
+  T* h_n;            // [N, P]     written: the state after each row's last step
+  T* c_n;            // [N, H]     written; may be `c` when c_step is 0
+  T* workspace;      // forward_workspace(size) elements
 };
 
 template <class T>
@@ -48,14 +48,14 @@ struct BackwardArgs {
   Sizes size;
   Rows rows;
   bool reverse;
-  const T* weight_hh;   // [4H, P]   null when T = 1: nothing flows from step to step
-  const T* weight_hr;   // [P, H]    null: no projection
-  const T* c0;          // [N, H]
-  const T* gates;       // [T, N, 4H] activated
-  const T* c;           // [T, N, H]
-  const T* grad_y;      // [T, N, P]  may be null (zero)
-  const T* grad_c;      // [T, N, H]  may be null (zero): gradient of every cell state
-  const T* grad_h_n;    // [N, P]     may be null (zero)
+  const T* weight_hh;    // [4H, P]   null when T = 1: nothing flows from step to step
+  const T* weight_hr;    // [P, H]    null: no projection
+  const T* c0;           // [N, H]
+  const T* gates;        // [T, N, 4H] activated
+  const T* c;            // [T, N, H]
+  const T* grad_y;       // [T, N, P]  may be null (zero)
+  const T* grad_c;       // [T, N, H]  may be null (zero): gradient of every cell state
+  const T* grad_h_n;     // [N, P]     may be null (zero)
   int64_t gates_stride;  // row strides: gates and grad_gates
   int64_t y_stride;      //              grad_y
   int64_t c_stride;      //              c and grad_c
@@ -67,7 +67,9 @@ struct BackwardArgs {
 };
 
 // Room for the packed weights, and for one step's state before its projection.
-inline int64_t padded(int64_t n) { return (n + 31) / 32 * 32; }
+inline int64_t padded(int64_t n) {
+  return (n + 31) / 32 * 32;
+}
 inline int64_t forward_workspace(const Sizes& s) {
   return 4 * padded(s.hidden) * s.outputs + padded(s.outputs) * s.hidden + s.batch * s.hidden;
 }

@@ -9,11 +9,12 @@ struct Lanes<float> {
   typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
   static constexpr int kMantissaBits = 23;
   static constexpr int kExponentBias = 127;
-  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
-  static constexpr float kLargest = 87.0f;      // exp(87) is finite, exp(-87) normal
+  static constexpr float kRound =
+      12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
+  static constexpr float kLargest = 87.0f;               // exp(87) is finite, exp(-87) normal
   static constexpr float kLn2High = 0.693145751953125f;  // 15 bits, so that n * kLn2High is exact
   static constexpr float kLn2Low = 1.428606765330187e-06f;
-  static constexpr int kTerms = 7;  // |r| <= ln2 / 2: the first term left out is r^8 / 8!, 1.5e-8 of r
+  static constexpr int kSeriesTerms = 7;  // |r| <= ln2 / 2: the first term left out is r^8 / 8!, 1.5e-8 of r
 };
 template <>
 struct Lanes<double> {
@@ -25,7 +26,7 @@ struct Lanes<double> {
   static constexpr double kLargest = 708.0;
   static constexpr double kLn2High = 6.93147180369123816490e-01;  // 33 bits
   static constexpr double kLn2Low = 1.90821492927058770002e-10;
-  static constexpr int kTerms = 13;  // r^14 / 14! is 1.2e-17 of r
+  static constexpr int kSeriesTerms = 13;  // r^14 / 14! is 1.2e-17 of r
 };
 
 template <class T>
@@ -79,8 +80,8 @@ struct VectorMath {
     const V shifted = x * T(1.4426950408889634) + L::kRound;
     const V n = shifted - L::kRound;
     const V r = (x - n * L::kLn2High) - n * L::kLn2Low;
-    V series = splat<T>(kInverseFactorial[L::kTerms]);
-    for (int k = L::kTerms - 1; k >= 2; --k) series = series * r + kInverseFactorial[k];
+    V series = splat<T>(kInverseFactorial[L::kSeriesTerms]);
+    for (int k = L::kSeriesTerms - 1; k >= 2; --k) series = series * r + kInverseFactorial[k];
     series = r + r * r * series;
     const auto integer = (typename L::Bits)shifted - (typename L::Bits)splat<T>(L::kRound);
     const V power = (V)((integer + L::kExponentBias) << L::kMantissaBits);

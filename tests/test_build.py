@@ -1,0 +1,53 @@
+"""The build switch FUSEDLSTM_CUDA, and what an installation says of itself."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusedlstm import _C, info
+
+ROOT = Path(__file__).parent.parent
+
+
+def _configure(**environment):
+    """Runs setup.py as far as its choice; `--version` builds nothing."""
+    command = [sys.executable, ROOT / "setup.py", "--version"]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_an_unknown_choice_is_refused():
+    run = _configure(FUSEDLSTM_CUDA="yes")
+    assert run.returncode != 0
+    assert run.stderr.strip() == "FUSEDLSTM_CUDA must be auto, 0 or 1, got 'yes'"
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
+def test_cuda_without_a_cuda_torch_names_what_is_missing():
+    run = _configure(FUSEDLSTM_CUDA="1")
+    assert run.returncode != 0
+    assert run.stderr.startswith("FUSEDLSTM_CUDA=1 asks for the CUDA kernels, but torch")
+    assert "install a CUDA build of torch first" in run.stderr
+
+
+@pytest.mark.parametrize("choice", ["auto", "0"])
+def test_other_choices_configure(choice):
+    run = _configure(FUSEDLSTM_CUDA=choice)
+    assert run.returncode == 0, run.stderr
+
+
+def test_build_info_names_no_folder_of_the_builder():
+    assert _C.build_info().keys() == {"compiler", "torch", "cuda", "cuda_archs"}
+    assert str(ROOT / "csrc").encode() not in Path(_C.__file__).read_bytes()
+
+
+def test_info():
+    text = info.report()
+    for name in ("fusedlstm", "torch", "built with compiler", "CPU kernels", "CUDA kernels"):
+        assert f"\n{name}" in f"\n{text}"
+    assert _C.instruction_set() in text
+    run = subprocess.run([sys.executable, "-m", "fusedlstm", "info"], capture_output=True, text=True, check=True)
+    assert run.stdout == text + "\n"

@@ -1,0 +1,299 @@
+"""LSTM and LSTMCell as nn.LSTM and nn.LSTMCell: construction, parameters, layouts, dropout, states, errors."""
+
+import copy
+import pickle
+import re
+
+import pytest
+import torch
+from accuracy import assert_as_accurate, random_state
+from cases import CASES, DTYPES
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
+
+import fusedlstm
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
+
+def _pair(*args, device="cpu", **options):
+    torchs = nn.LSTM(*args, **options, device=device)
+    ours = fusedlstm.LSTM(*args, **options, device=device)
+    ours.load_state_dict(torchs.state_dict())
+    return ours, torchs
+
+
+def _assert_equal_runs(ours, torchs, *args):
+    for got, expected in zip(_flat(ours(*args)), _flat(torchs(*args)), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def _flat(result):
+    output, state = result
+    return (*output, *state) if isinstance(output, PackedSequence) else (output, *state)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_same_seed_gives_the_same_module(case):
+    torch.manual_seed(3)
+    torchs = nn.LSTM(case.I, case.H, **case.options)
+    torch.manual_seed(3)
+    ours = fusedlstm.LSTM(case.I, case.H, **case.options)
+    assert repr(ours) == repr(torchs)
+    assert list(ours.state_dict()) == list(torchs.state_dict())
+    assert all(map(torch.equal, ours.parameters(), torchs.parameters()))
+    torchs.load_state_dict(ours.state_dict())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(0, 4), (3, 0), (3, 4, 0), (3, 4, 1, True, False, 1.5), (3, 4, 1, True, False, 0.0, False, 4), (3.0, 4), (3, "4")],
+    ids=str,
+)
+def test_bad_options_raise_what_nn_lstm_raises(arguments):
+    with pytest.raises((ValueError, TypeError)) as expected:
+        nn.LSTM(*arguments)
+    with pytest.raises(expected.type, match=re.escape(str(expected.value))):
+        fusedlstm.LSTM(*arguments)
+
+
+def test_dropout_of_a_single_layer_warns_as_nn_lstm_does():
+    with pytest.warns(UserWarning, match="dropout option adds dropout after all but last"):
+        fusedlstm.LSTM(3, 4, dropout=0.5)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("given", [False, True], ids=["no_state", "state"])
+def test_unbatched_input(batch_first, given, device):
+    ours, torchs = _pair(3, 4, 2, bidirectional=True, proj_size=2, batch_first=batch_first, device=device)
+    x = torch.randn(5, 3, device=device)
+    hx = (torch.randn(4, 2, device=device), torch.randn(4, 4, device=device))
+    _assert_equal_runs(ours, torchs, x, *([hx] if given else []))
+
+
+def test_state_may_be_a_list():
+    ours, torchs = _pair(3, 4)
+    _assert_equal_runs(ours, torchs, torch.randn(5, 2, 3), [torch.randn(1, 2, 4), torch.randn(1, 2, 4)])
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+def test_no_steps_and_no_rows(grad, device):
+    lstm = fusedlstm.LSTM(3, 4, 2, bidirectional=True, proj_size=2, device=device)
+    with torch.set_grad_enabled(grad):
+        hx = random_state(lstm, 5, torch.float32, device)
+        y, (h_n, c_n) = lstm(torch.randn(0, 5, 3, device=device), hx)
+        assert y.shape == (0, 5, 4)
+        assert torch.equal(h_n, hx[0])
+        assert torch.equal(c_n, hx[1])
+        y, (h_n, c_n) = lstm(torch.randn(7, 0, 3, device=device))
+        assert (y.shape, h_n.shape, c_n.shape) == ((7, 0, 4), (4, 0, 2), (4, 0, 4))
+    if grad:
+        y.sum().backward()
+        assert all(not parameter.grad.any() for parameter in lstm.parameters())
+
+
+def test_a_sequence_in_two_parts_is_the_whole(device):
+    lstm = fusedlstm.LSTM(3, 20, 2, device=device)
+    x = torch.randn(9, 4, 3, device=device)
+    whole, last = lstm(x)
+    first, state = lstm(x[:4])
+    second, state = lstm(x[4:], state)
+    assert torch.equal(whole, torch.cat([first, second]))
+    assert all(map(torch.equal, last, state))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_dropout_draws_nn_lstms_masks(bidirectional):
+    ours, torchs = _pair(3, 8, 3, dropout=0.4, bidirectional=bidirectional)
+    x = torch.randn(5, 6, 3)
+    packed = pack_padded_sequence(x, torch.tensor([5, 1, 4, 4, 2, 5]), enforce_sorted=False)
+    for input in (x, packed):
+        for mode in (True, False):
+            results = []
+            for module in (ours, torchs):
+                torch.manual_seed(11)
+                results.append(_flat(module.train(mode)(input))[0])
+            torch.testing.assert_close(*results)
+
+
+def test_dropout_of_everything():
+    ours, torchs = _pair(3, 8, 2, dropout=1.0)
+    _assert_equal_runs(ours, torchs, torch.randn(5, 2, 3))
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 3, "proj_size": 3}], ids=str)
+@pytest.mark.parametrize("enforce_sorted", [True, False], ids=["sorted", "unsorted"])
+@pytest.mark.parametrize("given", [False, True], ids=["no_state", "state"])
+def test_packed_sequences(options, enforce_sorted, given, device):
+    ours, torchs = _pair(4, 7, **options, device=device)
+    lengths = [6, 6, 4, 1, 1] if enforce_sorted else [1, 6, 4, 1, 6]
+    x = torch.randn(6, 5, 4, device=device)
+    hx = random_state(torchs, 5, torch.float32, device) if given else None
+    cotangents, grads = None, []
+    for module in (ours, torchs):
+        leaf = x.clone().requires_grad_()
+        packed = pack_padded_sequence(leaf, torch.tensor(lengths), enforce_sorted=enforce_sorted)
+        output, state = module(packed, hx)
+        assert isinstance(output, PackedSequence)
+        cotangents = cotangents or [torch.randn_like(output.data), *map(torch.randn_like, state)]
+        grads.append(
+            (
+                pad_packed_sequence(output),
+                *state,
+                *torch.autograd.grad([output.data, *state], [leaf, *module.parameters()], cotangents),
+            )
+        )
+        assert torch.equal(output.batch_sizes, packed.batch_sizes)
+    for got, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_packed_batch_first_and_hypothetical_single_rows():
+    ours, torchs = _pair(2, 3, batch_first=True)
+    _assert_equal_runs(ours, torchs, pack_padded_sequence(torch.randn(4, 5, 2), torch.tensor([5, 3, 3, 1]), True))
+    _assert_equal_runs(ours, torchs, pack_sequence([torch.randn(1, 2)]))
+
+
+def test_pickle_deepcopy_and_conversion(device):
+    lstm = fusedlstm.LSTM(3, 4, 2, device=device).eval()
+    x = torch.randn(5, 2, 3, device=device)
+    expected = lstm(x)[0]
+    for twin in (pickle.loads(pickle.dumps(lstm)), copy.deepcopy(lstm)):
+        assert torch.equal(twin(x)[0], expected)
+        assert not twin.training
+    double = copy.deepcopy(lstm).to(torch.float64)
+    torch.testing.assert_close(double(x.double())[0].float(), expected)
+    half = copy.deepcopy(lstm).bfloat16()
+    assert half(x.bfloat16())[0].dtype == torch.bfloat16
+
+
+def test_meta_device_gives_shapes():
+    lstm = fusedlstm.LSTM(3, 4, bidirectional=True, device="meta")
+    y, (h_n, c_n) = lstm(torch.randn(5, 2, 3, device="meta"))
+    assert (y.device.type, y.shape, h_n.shape, c_n.shape) == ("meta", (5, 2, 8), (2, 2, 4), (2, 2, 4))
+
+
+def test_weights_are_read_at_every_call(device):
+    ours, torchs = _pair(3, 4, device=device)
+    x = torch.randn(5, 2, 3, device=device)
+    for module in (ours, torchs):
+        nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+        with torch.no_grad():
+            module.parametrizations.weight_hh_l0.original0.mul_(2)
+    grad = torch.autograd.grad(ours(x)[0].sum(), ours.parametrizations.weight_hh_l0.original0)[0]
+    assert grad.any()
+    ours.parametrizations.weight_hh_l0.original0.grad = None
+    before = ours(x)[0]
+    with torch.no_grad():
+        ours.parametrizations.weight_hh_l0.original0.mul_(0)
+    assert not torch.equal(before, ours(x)[0])
+
+
+def test_functional_form_equals_the_module(device):
+    lstm = fusedlstm.LSTM(3, 4, 2, bidirectional=True, device=device)
+    hx = random_state(lstm, 2, torch.float32, device)
+    x = torch.randn(5, 2, 3, device=device)
+    y, state = fusedlstm.lstm(x, hx, list(lstm.parameters()), num_layers=2, bidirectional=True)
+    expected, expected_state = lstm(x, hx)
+    assert torch.equal(y, expected)
+    assert all(map(torch.equal, state, expected_state))
+    y, _ = fusedlstm.lstm(
+        x.transpose(0, 1), hx, list(lstm.parameters()), num_layers=2, bidirectional=True, batch_first=True
+    )
+    assert torch.equal(y.transpose(0, 1), expected)
+    with pytest.raises(
+        ValueError, match=r"weights must hold as many tensors for each of 2 layers x 2 directions, got 15"
+    ):
+        fusedlstm.lstm(x, hx, list(lstm.parameters())[1:], num_layers=2, bidirectional=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_compiles_without_a_graph_break(device):
+    lstm = fusedlstm.LSTM(3, 4, 2, bidirectional=True, device=device)
+    x = torch.randn(5, 2, 3, device=device, requires_grad=True)
+    compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
+    results = []
+    for module in (lstm, compiled):
+        y = module(x)[0]
+        results.append((y, *torch.autograd.grad(y.square().sum(), [x, *lstm.parameters()])))
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+BAD_CALLS = {
+    "rank": (lambda x, hx: (x[None], hx), ValueError, r"input must be \[steps, batch, 3\].* got \[1, 5, 2, 3\]"),
+    "features": (lambda x, hx: (x[..., :2], hx), ValueError, r"input must be .* got \[5, 2, 2\]"),
+    "scalar": (lambda x, hx: (x[0, 0, 0], hx), ValueError, r"input must be .* got \[\]"),
+    "not_a_tensor": (lambda x, hx: ([1.0], hx), TypeError, "input must be a torch.Tensor, got list"),
+    "dtype": (
+        lambda x, hx: (x.double(), hx),
+        ValueError,
+        r"input must have the dtype of the parameters, torch.float32, got torch.float64; use input.to\(torch.float32\)",
+    ),
+    "integers": (lambda x, hx: (x.long(), hx), ValueError, "input must have the dtype of the parameters"),
+    "device": (lambda x, hx: (x.to("meta"), hx), ValueError, "input must be on the device of the parameters, cpu"),
+    "one_state": (lambda x, hx: (x, hx[0]), TypeError, r"hx must be a pair \(h_0, c_0\) of tensors, got Tensor"),
+    "three_states": (lambda x, hx: (x, (*hx, hx[0])), TypeError, "hx must be a pair"),
+    "no_tensor": (lambda x, hx: (x, (hx[0], None)), TypeError, r"hx\[1\] must be a torch.Tensor, got NoneType"),
+    "h0": (lambda x, hx: (x, (hx[0][:, :1], hx[1])), ValueError, r"hx\[0\] must be \[1, 2, 4\] for this input, got"),
+    "c0": (lambda x, hx: (x, (hx[0], hx[1][..., 1:])), ValueError, r"hx\[1\] must be \[1, 2, 4\] .* got \[1, 2, 3\]"),
+    "state_rank": (
+        lambda x, hx: (x[:, 0], hx),
+        ValueError,
+        r"hx\[0\] must be \[1, 4\] for this input, got \[1, 2, 4\]",
+    ),
+    "state_dtype": (lambda x, hx: (x, (hx[0].half(), hx[1])), ValueError, r"hx\[0\] must have the dtype of input"),
+    "packed": (lambda x, hx: (pack_sequence([x[:, 0, :2]]), None), ValueError, "input must be a PackedSequence of"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_bad_calls_name_the_argument(arguments, error, message):
+    lstm = fusedlstm.LSTM(3, 4)
+    with pytest.raises(error, match=f"lstm: {message}"):
+        lstm(*arguments(torch.randn(5, 2, 3), (torch.randn(1, 2, 4), torch.randn(1, 2, 4))))
+
+
+def _cell_results(cell, inputs):
+    x, *hx = (tensor.to(cell.weight_ih).requires_grad_() for tensor in inputs)
+    h, c = cell(x, tuple(hx)) if hx else cell(x)
+    grads = torch.autograd.grad(h.sum() + c.square().sum(), [x, *hx, *cell.parameters()])
+    return {f"result {index}": tensor.detach() for index, tensor in enumerate((h, c, *grads))}
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+@pytest.mark.parametrize("batched", [True, False], ids=["batched", "unbatched"])
+@pytest.mark.parametrize("given", [False, True], ids=["no_state", "state"])
+def test_cell(given, batched, bias, dtype, device):
+    torch.manual_seed(3)
+    torchs = nn.LSTMCell(5, 10, bias, device=device, dtype=dtype)
+    torch.manual_seed(3)
+    ours = fusedlstm.LSTMCell(5, 10, bias, device=device, dtype=dtype)
+    truth = nn.LSTMCell(5, 10, bias, dtype=torch.float64)
+    truth.load_state_dict(torchs.state_dict())
+    assert repr(ours) == repr(torchs)
+    assert all(map(torch.equal, ours.state_dict().values(), torchs.state_dict().values()))
+    rows = (20,) if batched else ()
+    shapes = [(*rows, 5), (*rows, 10), (*rows, 10)][: 3 if given else 1]
+    inputs = [torch.randn(shape).to(dtype) for shape in shapes]
+    got, own, true = (_cell_results(cell, inputs) for cell in (ours, torchs, truth))
+    if dtype == torch.float64:
+        torch.testing.assert_close(got, own)
+    else:
+        assert_as_accurate({name: tensor.cpu() for name, tensor in got.items()}, [own], true)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((torch.randn(2, 4),), ValueError, r"input must be \[batch, 3\] \(or \[3\] unbatched\), got \[2, 4\]"),
+        ((torch.randn(2, 3).double(),), ValueError, "input must have the dtype of the parameters"),
+        ((torch.randn(2, 3), torch.randn(2, 4)), TypeError, "hx must be a pair"),
+        ((torch.randn(2, 3), (torch.randn(1, 4),) * 2), ValueError, r"hx\[0\] must be \[2, 4\] .* got \[1, 4\]"),
+    ],
+    ids=["shape", "dtype", "one_state", "state_shape"],
+)
+def test_bad_calls_of_the_cell_name_the_argument(arguments, error, message):
+    with pytest.raises(error, match=f"lstm_cell: {message}"):
+        fusedlstm.LSTMCell(3, 4)(*arguments)

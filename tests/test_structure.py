@@ -1,0 +1,113 @@
+"""The rules of the layout: who may import whom, and what each kind of source may know (CONTRIBUTING.md)."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fusedlstm
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h", ".cu", ".cuh"))
+MODULES = sorted(path for path in (ROOT / "fusedlstm").rglob("*.py"))
+
+# What each module of the package may import from it; the compiled module _C is at the bottom.
+MAY_IMPORT = {
+    "__init__": {"functional", "modules", "swap"},
+    "__main__": {"info", "lm"},
+    "lm": {"lm", "modules"},
+    "info": {"_C", "__init__"},
+    "swap": {"modules"},
+    "modules": {"functional", "ops"},
+    "functional": {"ops"},
+    "ops": {"_C", "reference"},
+    "reference": set(),
+}
+
+
+def _role(path: Path) -> str:
+    return path.relative_to(ROOT / "fusedlstm").with_suffix("").parts[0]
+
+
+def _imports(path: Path) -> set[str]:
+    """Names of the modules a file imports, `from fusedlstm import x` as fusedlstm.x."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            inner = node.module == "fusedlstm"
+            names |= {f"fusedlstm.{alias.name}" for alias in node.names} if inner else {node.module}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path):
+    inner = {name for name in _imports(path) if name.split(".")[0] == "fusedlstm"}
+    used = {name.split(".")[1] if "." in name else "__init__" for name in inner}
+    assert used <= MAY_IMPORT[_role(path)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_package_needs_torch_alone(path):
+    extras = {"numpy", "safetensors", "tqdm"} if _role(path) == "lm" else set()
+    outer = {name.split(".")[0] for name in _imports(path)} - {"fusedlstm"}
+    assert outer <= set(sys.stdlib_module_names) | {"torch"} | extras
+
+
+def test_importing_the_package_loads_no_extra():
+    script = "import sys, fusedlstm; print(sorted({'numpy', 'safetensors', 'tqdm', 'matplotlib'} & set(sys.modules)))"
+    # torch itself takes numpy where it is installed.
+    torch_alone = "import sys, torch; print(sorted({'numpy', 'safetensors', 'tqdm', 'matplotlib'} & set(sys.modules)))"
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for code in (script, torch_alone)
+    ]
+    assert runs[0] == runs[1]
+
+
+def _includes(path: Path) -> list[str]:
+    return re.findall(r'#include\s+[<"]([^>"]+)[>"]', path.read_text())
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_native_sources_know_only_what_their_role_needs(path):
+    torch_headers = [name for name in _includes(path) if name.startswith(("torch/", "ATen/", "c10/"))]
+    if path.name in ("ops.cpp", "layer.cpp", "checks.h"):
+        assert all(name.startswith(("torch/csrc/stable/", "torch/headeronly/")) for name in torch_headers)
+    else:
+        assert not torch_headers
+    assert path.name == "module.cpp" or not any("pybind11" in name for name in _includes(path))
+
+
+BANNED = [
+    r"\bat::",
+    r"\bc10::",
+    r"torch/extension\.h",
+    r"<<<[^,>]*,[^,>]*>>>",
+    r"cudaDeviceSynchronize",
+    r"cudaMalloc\b",
+]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_banned_words(path):
+    text = path.read_text()
+    assert not [word for word in [*BANNED, r"\bexit\("] if re.search(word, text)]
+
+
+def test_every_source_is_built():
+    listed = (ROOT / "setup.py").read_text()
+    missing = [path for path in SOURCES if path.suffix in (".cpp", ".cu") and str(path.relative_to(ROOT)) not in listed]
+    assert not missing
+
+
+def test_public_names():
+    assert set(fusedlstm.__all__) == {"LSTM", "LSTMCell", "lstm", "replace_lstm", "restore_lstm"}
+    for name in fusedlstm.__all__:
+        assert getattr(fusedlstm, name).__doc__, f"{name} has no docstring"
+    assert callable(fusedlstm.lstm)
