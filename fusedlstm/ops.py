@@ -6,10 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedlstm import (
-    _C,  # noqa: F401 - importing it registers the operators
-    reference,
-)
+from fusedlstm import reference
+
+try:
+    from fusedlstm import _C  # noqa: F401 - importing it registers the operators
+except ImportError as error:
+    raise ImportError(
+        f"fusedlstm._C must be built for this Python, got {error}; run: pip install --no-build-isolation -e ."
+        " (in the source tree), or leave that folder to use an installed fusedlstm"
+    ) from error
 
 _ops = torch.ops.fusedlstm
 

@@ -3,6 +3,10 @@
 import os
 from collections.abc import Iterator
 
+# Several test processes share the cores: a thread that waits for its team must sleep, for one that spins keeps the
+# core from the thread it waits for. Read when torch loads OpenMP, so it is set before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import hypothesis
 import pytest
 import torch
