@@ -1,7 +1,6 @@
 """Builds fusedlstm._C; metadata is in pyproject.toml."""
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -21,8 +20,6 @@ CPU_SOURCES = [
 ]
 CUDA_SOURCES: list[str] = []
 
-# What torch's stable ABI of 2.10 promises, this binary may use: it then runs under any later torch.
-STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 # One binary for the GPUs in use since 2020; 9.0a and 10.0 have instructions that later ones lack, 12.0 ends in PTX.
 DEFAULT_ARCHS = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
 
@@ -31,12 +28,14 @@ def cuda_problem() -> str | None:
     """Why the CUDA kernels cannot be built here, or None when they can."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA; install a CUDA build of torch first"
-    if cpp_extension.CUDA_HOME is None:
+    home = cpp_extension.CUDA_HOME
+    if home is None:
         return f"no CUDA toolkit was found; set CUDA_HOME to one of CUDA {torch.version.cuda.split('.')[0]}"
-    if not (Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc").exists():
-        found = shutil.which("nvcc")
-        hint = f"; nvcc is at {found}, set CUDA_HOME to its toolkit" if found else ""
-        return f"CUDA_HOME={cpp_extension.CUDA_HOME} has no bin/nvcc{hint}"
+    missing = [name for name in ("bin/nvcc", "include/cuda_runtime.h") if not Path(home, name).exists()]
+    if missing:  # torch guesses from the nvcc on the PATH, which may be a link or a script outside its toolkit
+        return (
+            f"CUDA_HOME={home} is no CUDA toolkit (no {missing[0]}); set CUDA_HOME to the folder that nvcc belongs to"
+        )
     return None
 
 
@@ -63,7 +62,6 @@ host_flags = [
     "-fvisibility=hidden",
     "-Wall",
     f"-ffile-prefix-map={ROOT}/=",  # errors name csrc/..., not the builder's folders
-    STABLE_ABI,
 ]
 archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "native") if cuda else ""
 extension = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
@@ -79,7 +77,7 @@ setup(
             ],
             extra_compile_args={
                 "cxx": host_flags,
-                "nvcc": ["-O3", "-std=c++20", "-DUSE_CUDA", STABLE_ABI, "-static-global-template-stub=false"],
+                "nvcc": ["-O3", "-std=c++20", "-static-global-template-stub=false"],
             },
             extra_link_args=["-fopenmp"],
         )

@@ -2,14 +2,12 @@
 // these checks keep a direct caller of the operators from reading past a tensor.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "stable.h"
 
 namespace fusedlstm {
 

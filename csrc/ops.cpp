@@ -1,6 +1,6 @@
 // The operators: one call is one layer, all its directions. Shapes are in checks.h, kernels in cpu/ and
 // cuda/, autograd and fake kernels in fusedlstm/ops.py.
-#include <torch/csrc/stable/library.h>
+#include "stable.h"
 
 STABLE_TORCH_LIBRARY(fusedlstm, m) {
   m.def(

@@ -1,7 +1,4 @@
 // One layer on the CPU: the matrix products over all steps, the tensors, and the arguments of the recurrence.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <numeric>
 #include <tuple>
