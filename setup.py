@@ -34,7 +34,7 @@ def cuda_problem() -> str | None:
     missing = [name for name in ("bin/nvcc", "include/cuda_runtime.h") if not Path(home, name).exists()]
     if missing:  # torch guesses from the nvcc on the PATH, which may be a link or a script outside its toolkit
         return (
-            f"CUDA_HOME={home} is no CUDA toolkit (no {missing[0]}); set CUDA_HOME to the folder that nvcc belongs to"
+            f"CUDA_HOME={home} is no CUDA toolkit (no {missing[0]}); set CUDA_HOME to the folder of the toolkit"
         )
     return None
 
