@@ -33,9 +33,7 @@ def cuda_problem() -> str | None:
         return f"no CUDA toolkit was found; set CUDA_HOME to one of CUDA {torch.version.cuda.split('.')[0]}"
     missing = [name for name in ("bin/nvcc", "include/cuda_runtime.h") if not Path(home, name).exists()]
     if missing:  # torch guesses from the nvcc on the PATH, which may be a link or a script outside its toolkit
-        return (
-            f"CUDA_HOME={home} is no CUDA toolkit (no {missing[0]}); set CUDA_HOME to the folder of the toolkit"
-        )
+        return f"CUDA_HOME={home} is no CUDA toolkit (no {missing[0]}); set CUDA_HOME to the folder of the toolkit"
     return None
 
 

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _plot(trainers, figure)
     agree = _compare(trainers)
     model, vocabulary = trainers["lstm"].model.eval(), trainers["lstm"].corpus.vocabulary
-    text = sample(model, vocabulary, "\n" if args.data else "\ndef ", length=600, temperature=0.7, seed=args.seed)
+    text = sample(model, vocabulary, "" if args.data else "def ", length=600, temperature=0.7, seed=args.seed)
     print(f"\nsampled from fusedlstm's model:\n{text}\n")
     print("wrote", *paths.values(), figure)
     return 0 if agree else 1

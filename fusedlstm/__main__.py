@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.set_defaults(run=_generate)
     generate.add_argument("checkpoint", metavar="CHECKPOINT", help="file that train wrote")
-    generate.add_argument("--prompt", metavar="TEXT", default="\n", help="text to continue (default: a new line)")
+    generate.add_argument("--prompt", metavar="TEXT", default="", help="text to continue, from the start of a line")
     generate.add_argument(
         "--length", metavar="TOKENS", type=int, default=500, help="tokens to add (default: %(default)s)"
     )

@@ -17,6 +17,7 @@ except ImportError as error:
     ) from error
 
 _ops = torch.ops.fusedlstm
+_DEVICES = ("cpu", "meta")
 
 
 def lstm_layer(
@@ -35,12 +36,17 @@ def lstm_layer(
         y [T, N, D*P] (zero past a row's length), h_n [D, N, P] and c_n [D, N, H].
 
     Raises:
-        RuntimeError: a shape, dtype or device does not fit, or a length lies outside 0..T.
+        RuntimeError: a shape or dtype does not fit, a length lies outside 0..T, or ``x`` is on a device without kernels.
 
     Example:
         >>> x, state = torch.randn(5, 2, 3), torch.zeros(1, 2, 4)
         >>> y, h_n, c_n = lstm_layer(x, state, state, [torch.randn(16, 3), torch.randn(16, 4)])
     """
+    if x.device.type not in _DEVICES:
+        raise RuntimeError(
+            f"lstm: input must be on the CPU, got {x.device}, for which this fusedlstm has no kernels;"
+            " move the module and its input to the CPU, or use nn.LSTM (fusedlstm.restore_lstm)"
+        )
     weights = list(weights)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, h0, c0, *weights)):
         y, h_n, c_n, _cell, _gates = _ops.lstm_forward(x, h0, c0, weights, lengths)

@@ -286,14 +286,14 @@ def test_sampling_is_reproducible(saved):
     assert sample(model, vocabulary, "to be", length=40, seed=4) != first
 
 
-def test_top_k_one_is_the_greedy_choice_from_the_whole_prefix(saved_words):
+def test_top_k_one_is_the_greedy_choice_from_the_whole_prefix_on_a_new_line(saved_words):
     model, vocabulary = load_model(saved_words)
-    tokens = vocabulary.encode(b"to be").long()
+    tokens = vocabulary.encode(b"\nto be").long()
     with torch.no_grad():
         for _ in range(10):
             logits, _ = model(tokens[:, None])
             tokens = torch.cat([tokens, logits[-1, 0].argmax().view(1)])
-    assert sample(model, vocabulary, "to be", length=10, top_k=1, seed=9) == vocabulary.decode(tokens.tolist())
+    assert sample(model, vocabulary, "to be", length=10, top_k=1, seed=9) == vocabulary.decode(tokens.tolist()[1:])
 
 
 def test_low_temperature_and_top_k_narrow_the_choice(saved):
@@ -397,7 +397,6 @@ ERRORS = {
     "temperature": (["generate", "saved.safetensors", "--temperature", "0"], "--temperature must be a finite number"),
     "top-k": (["generate", "saved.safetensors", "--top-k", "0"], "--top-k must be at least 1, got 0"),
     "seed": (["generate", "saved.safetensors", "--seed", "-1"], "--seed must be at least 0"),
-    "empty prompt": (["generate", "saved.safetensors", "--prompt", ""], "--prompt must hold at least one token"),
     "unknown word": (["generate", "words.safetensors", "--prompt", "to hurry"], "got 'hurry'; write <unk> for it"),
 }
 

@@ -173,6 +173,13 @@ def test_meta_device_gives_shapes():
     assert (y.device.type, y.shape, h_n.shape, c_n.shape) == ("meta", (5, 2, 8), (2, 2, 4), (2, 2, 4))
 
 
+def test_a_device_without_kernels_is_named(monkeypatch):
+    monkeypatch.setattr("fusedlstm.ops._DEVICES", ("cpu",))
+    lstm = fusedlstm.LSTM(3, 4, device="meta")
+    with pytest.raises(RuntimeError, match="lstm: input must be on the CPU, got meta, for which"):
+        lstm(torch.randn(5, 2, 3, device="meta"))
+
+
 def test_weights_are_read_at_every_call(device):
     ours, torchs = _pair(3, 4, device=device)
     x = torch.randn(5, 2, 3, device=device)

@@ -42,7 +42,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[LanguageModel, Vocabulary]
 def sample(
     model: LanguageModel,
     vocabulary: Vocabulary,
-    prompt: str = "\n",
+    prompt: str = "",
     length: int = 500,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -53,7 +53,7 @@ def sample(
     Args:
         model: in eval mode.
         vocabulary: of its tokens.
-        prompt: the text to continue.
+        prompt: the text to continue; the model reads a new line before it.
         length: tokens to add.
         temperature: divides the logits; below 1 is more cautious, above 1 more daring.
         top_k: draw among this many most likely tokens only; 1 always takes the most likely, None allows all.
@@ -85,12 +85,13 @@ def sample(
         raise ValueError(
             f"prompt must use words of the checkpoint's vocabulary, got {unknown[0]!r}; write <unk> for it"
         )
+    # Text is learnt as a stream: the model has hardly met a first token with nothing before it, and what it makes of a
+    # capital letter there can be nonsense that it never finds back from. Prompts begin on a new line.
+    start = vocabulary.encode(b"\n").tolist()
     tokens = vocabulary.encode(text).tolist()
-    if not tokens:
-        raise ValueError("prompt must hold at least one token, got an empty text; leave it out to start on a new line")
 
     generator = torch.Generator().manual_seed(seed)
-    x, hx = torch.tensor(tokens)[:, None], None
+    x, hx = torch.tensor(start + tokens)[:, None], None
     with torch.no_grad():
         for _ in range(length):
             logits, hx = model(x, hx)
