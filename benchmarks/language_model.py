@@ -87,7 +87,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data", metavar="FILE", nargs="+", default=[], help="text; none: Python's standard library")
-    parser.add_argument("--steps", type=int, default=1500, help="updates of each model")
+    parser.add_argument("--steps", type=int, default=1000, help="updates of each model")
     parser.add_argument("--embed-size", type=int, default=128, help="width of the embedding")
     parser.add_argument("--hidden-size", type=int, default=256, help="width of each LSTM layer")
     parser.add_argument("--num-layers", type=int, default=1, help="LSTM layers")

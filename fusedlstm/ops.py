@@ -36,7 +36,7 @@ def lstm_layer(
         y [T, N, D*P] (zero past a row's length), h_n [D, N, P] and c_n [D, N, H].
 
     Raises:
-        RuntimeError: a shape or dtype does not fit, a length lies outside 0..T, or ``x`` is on a device without kernels.
+        RuntimeError: a shape or dtype does not fit, a length lies outside 0..T, or the device has no kernels.
 
     Example:
         >>> x, state = torch.randn(5, 2, 3), torch.zeros(1, 2, 4)
