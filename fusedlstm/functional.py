@@ -42,7 +42,7 @@ def lstm(
         states, shaped as ``hx``.
 
     Raises:
-        ValueError: ``weights`` cannot be divided among the layers and directions.
+        ValueError: ``num_layers`` is below 1, or ``weights`` cannot be divided among the layers and directions.
         RuntimeError: a shape, dtype or device does not fit.
 
     Source: ``torch.nn.LSTM``; unlike it, T may be 0, and then the last states are the first ones.
@@ -85,6 +85,8 @@ def _stack(
     dropout: float,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    if num_layers < 1:
+        raise ValueError(f"lstm: num_layers must be at least 1, got {num_layers}")
     directions = 2 if bidirectional else 1
     each, rest = divmod(len(weights), num_layers)
     if rest or each % directions:

@@ -77,7 +77,7 @@ def test_lengths_cut_each_row(device):
 
 
 def test_lengths_hide_the_padding(device):
-    """Whatever stands past a row's end, NaN too, reaches neither a value nor the gradient of another element."""
+    """Whatever stands past a row's end, NaN too, reaches no result."""
     x, h0, c0, weights, lengths = _arguments(device, T=4, N=3, lengths=[4, 0, 2])
     spoiled = x.clone()
     spoiled[2:, 2] = float("nan")

@@ -108,6 +108,13 @@ void add_rows(T* out, int64_t out_stride, const Tensor& rows) {
     for (int64_t j = 0; j < rows.size(1); ++j) out[row * out_stride + j] += in[row * rows.size(1) + j];
 }
 
+// [T, N, columns]; the kernels write the steps of each row, and what lies past its length reads as zero.
+Tensor new_sequence(const Tensor& like, const Layer& layer, int64_t columns,
+                    const std::optional<Tensor>& lengths) {
+  if (lengths) return new_zeros(like, {layer.steps, layer.batch, columns});
+  return new_empty(like, {layer.steps, layer.batch, columns});
+}
+
 struct ForwardResult {
   Tensor y, h_n, c_n, cell, gates;
 };
@@ -124,16 +131,10 @@ ForwardResult run_forward(const Tensor& x, const Tensor& h0, const Tensor& c0, c
   ForwardResult out;
   out.gates = view(matmul(view(x, {steps * N, layer.input}), transpose(stacked_weight_ih(layer), 0, 1)),
                    {steps, N, D * 4 * H});
-  const auto make =
-      lengths ? [](const Tensor& like,
-                   torch::headeronly::IntHeaderOnlyArrayRef shape) { return new_zeros(like, shape); }
-              : [](const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape) {
-                  return new_empty(like, shape);
-                };
-  out.y = make(x, {steps, N, D * P});
+  out.y = new_sequence(x, layer, D * P, lengths);
   out.h_n = new_empty(x, {D, N, P});
   out.c_n = new_empty(x, {D, N, H});
-  if (keep) out.cell = make(x, {steps, N, D * H});
+  if (keep) out.cell = new_sequence(x, layer, D * H, lengths);
   const Tensor workspace = new_empty(x, {forward_workspace(size)});
 
   for (int64_t d = 0; d < D; ++d) {
@@ -259,8 +260,7 @@ BackwardResult run_backward(const Incoming& grad, const Saved& saved, const Laye
   } else {
     torch::stable::zero_(out.grad_c0);
   }
-  const Tensor grad_gates =
-      lengths ? new_zeros(like, {steps, N, D * 4 * H}) : new_empty(like, {steps, N, D * 4 * H});
+  const Tensor grad_gates = new_sequence(like, layer, D * 4 * H, lengths);
   const Tensor grad_gates_2d = view(grad_gates, {steps * N, D * 4 * H});
   const Tensor x_2d = view(saved.x, {steps * N, layer.input});
   const Tensor workspace = new_empty(like, {backward_workspace(size)});
@@ -268,8 +268,8 @@ BackwardResult run_backward(const Incoming& grad, const Saved& saved, const Laye
   for (int64_t d = 0; d < D; ++d) {
     std::optional<Tensor> grad_p, h;
     if (layer.projected) {
-      grad_p = new_zeros(like, {steps, N, P});
-      h = new_zeros(like, {steps, N, H});
+      grad_p = new_sequence(like, layer, P, lengths);
+      h = new_sequence(like, layer, H, lengths);
     }
     backward<T>({.size = size,
                  .rows = rows.view(),
