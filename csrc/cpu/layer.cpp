@@ -228,6 +228,22 @@ Tensor first_gradient(const Layer& layer, const Tensor& grad_gates, const Rows& 
   return first;
 }
 
+// grad^T rows, [G, P], for grad [K, G] and rows [K, P]. A product over all K at once has the rounding error
+// of sums of K terms, where nn.LSTM, which adds up one product per step, has that of sums of N terms: at K =
+// 700 its error was 2.4 times smaller. Up to 128 terms at a time it is at most twice nn.LSTM's, and a product
+// takes a tenth longer.
+Tensor summed_in_parts(const Tensor& grad, const Tensor& rows) {
+  const int64_t K = rows.size(0), part = std::clamp<int64_t>(K / 4, 32, 128), parts = (K + part - 1) / part;
+  Tensor sum = new_zeros(grad, {grad.size(1), rows.size(1)});
+  for (int64_t i = 0; i < parts; ++i) {
+    const int64_t begin = K * i / parts, count = K * (i + 1) / parts - begin;
+    const Tensor transposed = transpose(slice(grad, 0, begin, count), 0, 1);
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(sum.get(), sum.get(), transposed.get(),
+                                                           slice(rows, 0, begin, count).get(), 1.0, 1.0));
+  }
+  return sum;
+}
+
 struct BackwardResult {
   Tensor grad_x, grad_h0, grad_c0;
   std::vector<Tensor> grad_weights;
@@ -305,14 +321,14 @@ BackwardResult run_backward(const Incoming& grad, const Saved& saved, const Laye
     if (need_weights[at]) out.grad_weights[at] = matmul(transpose(of_direction, 0, 1), x_2d);
     if (need_weights[at + 1]) {
       const Tensor before = hidden_before<T>(layer, saved.y, saved.h0, rows.view(), d);
-      out.grad_weights[at + 1] = matmul(transpose(of_direction, 0, 1), view(before, {steps * N, P}));
+      out.grad_weights[at + 1] = summed_in_parts(of_direction, view(before, {steps * N, P}));
     }
     for (int64_t bias = at + 2; layer.biased && bias < at + 4; ++bias)
       if (need_weights[bias])
         out.grad_weights[bias] = torch::stable::sum(of_direction, std::vector<int64_t>{0});
     const int64_t hr = at + layer.weights_per_direction() - 1;
     if (layer.projected && need_weights[hr])
-      out.grad_weights[hr] = matmul(transpose(view(*grad_p, {steps * N, P}), 0, 1), view(*h, {steps * N, H}));
+      out.grad_weights[hr] = summed_in_parts(view(*grad_p, {steps * N, P}), view(*h, {steps * N, H}));
   }
   if (need_x) out.grad_x = view(matmul(grad_gates_2d, stacked_weight_ih(layer)), {steps, N, layer.input});
   return out;
