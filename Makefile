@@ -19,7 +19,7 @@ $(VENV)/bin/python:
 
 # The extension is rebuilt whenever a native source changes; Python sources are used in place.
 $(STAMP): $(NATIVE) | $(if $(VENV),$(VENV)/bin/python)
-	$(if $(VENV),$(PY) -m pip install --quiet $(TORCH) "setuptools>=64" ninja pybind11)
+	$(if $(VENV),$(PY) -m pip install --quiet $(TORCH) "setuptools>=70.1" ninja pybind11)
 	$(PY) -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	@mkdir -p $(@D) && touch $@
 
