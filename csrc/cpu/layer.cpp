@@ -238,8 +238,8 @@ Tensor summed_in_parts(const Tensor& grad, const Tensor& rows) {
   for (int64_t i = 0; i < parts; ++i) {
     const int64_t begin = K * i / parts, count = K * (i + 1) / parts - begin;
     const Tensor transposed = transpose(slice(grad, 0, begin, count), 0, 1);
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(sum.get(), sum.get(), transposed.get(),
-                                                           slice(rows, 0, begin, count).get(), 1.0, 1.0));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(sum.get(), sum.get(), transposed.get(),
+                                                    slice(rows, 0, begin, count).get(), 1.0, 1.0));
   }
   return sum;
 }
