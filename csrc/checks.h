@@ -2,7 +2,9 @@
 // these checks keep a direct caller of the operators from reading past a tensor.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,10 +21,13 @@ inline std::string shape(const Tensor& tensor) {
   return text + "]";
 }
 
-inline void check_shape(const char* name, const Tensor& tensor, const std::vector<int64_t>& expected) {
-  std::string wanted = "[";
-  for (size_t i = 0; i < expected.size(); ++i) wanted += (i ? ", " : "") + std::to_string(expected[i]);
-  STD_TORCH_CHECK(shape(tensor) == wanted + "]", name, " must be ", wanted, "], got ", shape(tensor));
+// Runs for every tensor of every call, so that text is made only of what fails.
+inline void check_shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> expected) {
+  const auto sizes = tensor.sizes();
+  if (std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end())) return;
+  std::string wanted;
+  for (const int64_t size : expected) wanted += (wanted.empty() ? "" : ", ") + std::to_string(size);
+  STD_TORCH_CHECK(false, name, " must be [", wanted, "], got ", shape(tensor));
 }
 
 inline void check_like(const char* name, const Tensor& tensor, const Tensor& input) {

@@ -136,8 +136,8 @@ def test_bitwise_repeatable_for_any_number_of_threads(D, P, device):
     def run():
         y, h_n, c_n, cell, gates = _ops.lstm_forward(*args)
         rest = (y, cell, gates, True, True, [1] * len(args[3]))
-        grad_x, grad_h0, grad_c0, _ = _ops.lstm_backward(y, h_n, c_n, cell, *args, *rest)
-        return y, h_n, c_n, cell, grad_h0, grad_c0, grad_x
+        grad_x, grad_h0, grad_c0, grad_weights = _ops.lstm_backward(y, h_n, c_n, cell, *args, *rest)
+        return y, h_n, c_n, cell, grad_h0, grad_c0, grad_x, *grad_weights
 
     threads = torch.get_num_threads()
     try:

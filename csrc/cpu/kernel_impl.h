@@ -18,8 +18,8 @@ FUSEDLSTM_HOST_DEVICE void multiply_tile(const T* const* a, int64_t begin, int64
   for (int64_t k = begin; k < end; ++k) {
     Vec<T> column[C];
     for (int c = 0; c < C; ++c) column[c] = load(b + k * b_stride + c * kLanes<T>);
-    // The next piece comes from the L3 cache or from memory, and the other tiles' work hides that: 1.4 times
-    // the speed for 21 MB of weights. A tile of a row or two reads faster than it computes, and the
+    // The next piece comes from the L3 cache or from memory, and the other tiles' work hides that: 1.2 to 1.5
+    // times the speed for 21 MB of weights. A tile of a row or two reads faster than it computes, and the
     // processor's own prefetching serves it better.
     if constexpr (R > 2)
       for (int byte = 0; byte < C * kVectorBytes; byte += 64)
