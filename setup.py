@@ -12,13 +12,19 @@ ROOT = Path(__file__).parent.resolve()
 CPU_SOURCES = [
     "csrc/module.cpp",
     "csrc/ops.cpp",
+    "csrc/plan.cpp",
     "csrc/cpu/layer.cpp",
     "csrc/cpu/recurrence.cpp",
     "csrc/cpu/kernel_plain.cpp",
     "csrc/cpu/kernel_avx2.cpp",
     "csrc/cpu/kernel_avx512.cpp",
 ]
-CUDA_SOURCES: list[str] = []
+CUDA_SOURCES = [
+    "csrc/cuda/layer.cpp",
+    "csrc/cuda/context.cpp",
+    "csrc/cuda/stepwise_forward.cu",
+    "csrc/cuda/stepwise_backward.cu",
+]
 
 # One binary for the GPUs in use since 2020; 9.0a and 10.0 have instructions that later ones lack, 12.0 ends in PTX.
 DEFAULT_ARCHS = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
@@ -53,6 +59,17 @@ cuda = use_cuda()
 if cuda and not torch.cuda.is_available():
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)  # torch's own default asks a GPU
 
+
+def cublas_headers() -> list[str]:
+    """The folder of cuBLAS's headers where the toolkit comes without them: torch's own NVIDIA packages."""
+    if not cuda or Path(cpp_extension.CUDA_HOME, "include/cublas_v2.h").exists():
+        return []
+    found = sorted(Path(torch.__file__).parents[1].glob("nvidia/**/include/cublas_v2.h"))
+    if not found:
+        sys.exit("fusedlstm: cublas_v2.h must be in CUDA_HOME or torch's NVIDIA packages; install cuBLAS's headers")
+    return [str(found[0].parent)]
+
+
 host_flags = [
     "-O3",
     "-std=c++20",
@@ -68,6 +85,7 @@ setup(
         extension(
             "fusedlstm._C",
             CPU_SOURCES + (CUDA_SOURCES if cuda else []),
+            include_dirs=cublas_headers(),
             define_macros=[
                 ("FUSEDLSTM_TORCH_VERSION", torch.__version__),
                 ("FUSEDLSTM_CUDA_VERSION", torch.version.cuda if cuda else ""),
@@ -75,7 +93,7 @@ setup(
             ],
             extra_compile_args={
                 "cxx": host_flags,
-                "nvcc": ["-O3", "-std=c++20", "-static-global-template-stub=false"],
+                "nvcc": ["-O3", "-std=c++20"],
             },
             extra_link_args=["-fopenmp"],
         )

@@ -1,4 +1,4 @@
-// The arguments of one layer, unpacked and checked. Python gives users their errors (fusedlstm/lstm.py);
+// The arguments of one layer, unpacked and checked. Python gives users their errors (fusedlstm/modules.py);
 // these checks keep a direct caller of the operators from reading past a tensor.
 #pragma once
 
@@ -9,11 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "stable.h"
+#include "tensors.h"
 
 namespace fusedlstm {
-
-using torch::stable::Tensor;
 
 inline std::string shape(const Tensor& tensor) {
   std::string text = "[";
@@ -85,6 +83,37 @@ struct Layer {
   const Tensor& bias_ih(int64_t d) const { return weights[d * weights_per_direction() + 2]; }
   const Tensor& bias_hh(int64_t d) const { return weights[d * weights_per_direction() + 3]; }
   const Tensor& weight_hr(int64_t d) const { return weights[(d + 1) * weights_per_direction() - 1]; }
+
+  // Position in `weights` of direction d's first tensor, weight_ih.
+  int64_t first_weight(int64_t d) const { return d * weights_per_direction(); }
+  std::vector<Tensor> of_each_direction(const Tensor& (Layer::*weight)(int64_t) const) const {
+    std::vector<Tensor> all;
+    for (int64_t d = 0; d < directions; ++d) all.push_back((this->*weight)(d));
+    return all;
+  }
 };
+
+// Gradients that arrive at a layer's outputs; what is absent is zero.
+struct Incoming {
+  std::optional<Tensor> y, h_n, c_n, cell;
+};
+// What the forward pass kept: its inputs, every output and cell state, the activated gates.
+struct Saved {
+  Tensor x, h0, c0, y, cell, gates;
+};
+
+inline void check_backward(const Layer& layer, const Incoming& grad, const Saved& saved,
+                           const std::vector<int64_t>& need_weights) {
+  const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
+  check_shape("y", saved.y, {T, N, D * P});
+  check_shape("cell", saved.cell, {T, N, D * H});
+  check_shape("gates", saved.gates, {T, N, D * 4 * H});
+  if (grad.y) check_shape("grad_y", *grad.y, {T, N, D * P});
+  if (grad.h_n) check_shape("grad_h_n", *grad.h_n, {D, N, P});
+  if (grad.c_n) check_shape("grad_c_n", *grad.c_n, {D, N, H});
+  if (grad.cell) check_shape("grad_cell", *grad.cell, {T, N, D * H});
+  STD_TORCH_CHECK(need_weights.size() == layer.weights.size(), "need_weights must have ",
+                  layer.weights.size(), " entries, got ", need_weights.size());
+}
 
 }  // namespace fusedlstm

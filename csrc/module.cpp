@@ -1,12 +1,21 @@
 // fusedlstm._C: importing it registers the operators (ops.cpp); the functions here never see a tensor.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
 
 #include "cpu/recurrence.h"
+#include "plan.h"
 
 #define FUSEDLSTM_STRING_(x) #x
 #define FUSEDLSTM_STRING(x) FUSEDLSTM_STRING_(x)
 
+namespace fusedlstm {
 namespace {
+
+using namespace pybind11::literals;
 
 pybind11::dict build_info() {
   pybind11::dict info;
@@ -17,11 +26,45 @@ pybind11::dict build_info() {
   return info;
 }
 
+Type type_named(const std::string& name) {
+  if (name == "float32") return Type::float32;
+  if (name == "float64") return Type::float64;
+  if (name == "float16") return Type::float16;
+  if (name == "bfloat16") return Type::bfloat16;
+  throw std::invalid_argument("plan: dtype must be float32, float64, float16 or bfloat16, got " + name);
+}
+
+void bind_plan(pybind11::module_& m) {
+  pybind11::class_<Problem>(m, "Problem",
+                            "One layer: T steps, N rows, H hidden units, P outputs, D directions.")
+      .def(pybind11::init([](int64_t steps, int64_t batch, int64_t hidden, std::optional<int64_t> outputs,
+                             int64_t directions, const std::string& dtype) {
+             return Problem{steps, batch, hidden, outputs.value_or(hidden), directions, type_named(dtype)};
+           }),
+           pybind11::kw_only(), "steps"_a, "batch"_a, "hidden"_a, "outputs"_a = pybind11::none(),
+           "directions"_a = 1, "dtype"_a = "float32");
+  pybind11::class_<Limits>(m, "Limits", "What a GPU offers.")
+      .def(pybind11::init<int, int, int>(), pybind11::kw_only(), "multiprocessors"_a,
+           "threads_per_multiprocessor"_a, "registers_per_multiprocessor"_a = 65'536);
+  pybind11::class_<Plan>(m, "Plan", "Which kernels run a layer and how they share its work.")
+      .def_property_readonly("strategy", [](const Plan&) { return "stepwise"; })
+      .def_readonly("units", &Plan::units)
+      .def_readonly("threads", &Plan::threads)
+      .def_readonly("blocks", &Plan::blocks)
+      .def_readonly("registers", &Plan::registers)
+      .def_readonly("launches_per_step", &Plan::launches_per_step)
+      .def_readonly("reason", &Plan::reason)
+      .def("__repr__", &to_string);
+  m.def("make_plan", &make_plan, "problem"_a, "limits"_a, "Chooses; asks no GPU.");
+}
+
 }  // namespace
+}  // namespace fusedlstm
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of fusedlstm.";
-  m.def("build_info", &build_info, "How this extension was built, as text by name.");
+  m.def("build_info", &fusedlstm::build_info, "How this extension was built, as text by name.");
   m.def("instruction_set", &fusedlstm::cpu::instruction_set,
         "Instruction set that the CPU kernels use on this processor.");
+  fusedlstm::bind_plan(m);
 }

@@ -31,7 +31,13 @@ def report() -> str:
         "CPU threads": str(torch.get_num_threads()),
         "GPU": gpu,
         "CPU kernels": f"usable, {_C.instruction_set()}",
-        "CUDA kernels": "not in this version",
+        "CUDA kernels": _cuda_kernels(build),
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+
+
+def _cuda_kernels(build: dict[str, str]) -> str:
+    if not build["cuda"]:
+        return "not built; reinstall with a CUDA build of torch and a CUDA toolkit"
+    return "usable" if torch.cuda.is_available() else "built, but torch sees no GPU"

@@ -9,7 +9,7 @@ from torch import Tensor
 from fusedlstm import reference
 
 try:
-    from fusedlstm import _C  # noqa: F401 - importing it registers the operators
+    from fusedlstm import _C  # importing it registers the operators
 except ImportError as error:
     raise ImportError(
         f"fusedlstm._C must be built for this Python, got {error}; run: pip install --no-build-isolation -e ."
@@ -17,7 +17,7 @@ except ImportError as error:
     ) from error
 
 _ops = torch.ops.fusedlstm
-_DEVICES = ("cpu", "meta")
+_DEVICES = ("cpu", "meta", "cuda") if _C.build_info()["cuda"] else ("cpu", "meta")
 
 
 def lstm_layer(
@@ -37,6 +37,7 @@ def lstm_layer(
 
     Raises:
         RuntimeError: a shape or dtype does not fit, a length lies outside 0..T, or the device has no kernels.
+            On a GPU a length outside 0..T is cut to it instead: to see it would take a wait for the device.
 
     Example:
         >>> x, state = torch.randn(5, 2, 3), torch.zeros(1, 2, 4)
@@ -44,20 +45,27 @@ def lstm_layer(
     """
     if x.device.type not in _DEVICES:
         raise RuntimeError(
-            f"lstm: input must be on the CPU, got {x.device}, for which this fusedlstm has no kernels;"
-            " move the module and its input to the CPU, or use nn.LSTM (fusedlstm.restore_lstm)"
+            f"lstm: input must be on {' or '.join(_DEVICES)}, got {x.device}, for which this build of fusedlstm has no"
+            " kernels; reinstall it with a CUDA toolkit for a GPU, or use nn.LSTM (fusedlstm.restore_lstm)"
         )
     weights = list(weights)
+    tf32 = x.is_cuda and x.dtype == torch.float32 and _tf32_allowed()
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, h0, c0, *weights)):
-        y, h_n, c_n, _cell, _gates = _ops.lstm_forward(x, h0, c0, weights, lengths)
+        y, h_n, c_n, _cell, _gates = _ops.lstm_forward(x, h0, c0, weights, lengths, tf32)
     else:
-        y, h_n, c_n = _ops.lstm_inference(x, h0, c0, weights, lengths)
+        y, h_n, c_n = _ops.lstm_inference(x, h0, c0, weights, lengths, tf32)
     return y, h_n, c_n
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _tf32_allowed() -> bool:
+    """The switch that nn.LSTM follows on a GPU; torch.backends.cudnn.allow_tf32 sets it too."""
+    return bool(torch.backends.cudnn.rnn.fp32_precision == "tf32")
 
 
 @torch.library.register_fake("fusedlstm::lstm_inference")
 def _fake_inference(
-    x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor], lengths: Tensor | None
+    x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor], lengths: Tensor | None, allow_tf32: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     D, N, P = h0.shape
     return x.new_empty((x.shape[0], N, D * P)), x.new_empty((D, N, P)), x.new_empty((D, N, c0.shape[2]))
@@ -65,13 +73,13 @@ def _fake_inference(
 
 @torch.library.register_fake("fusedlstm::lstm_forward")
 def _fake_forward(
-    x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor], lengths: Tensor | None
+    x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor], lengths: Tensor | None, allow_tf32: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     T, N, _ = x.shape
     D, _, H = c0.shape
     kept = torch.promote_types(x.dtype, torch.float32)  # 16-bit types are computed and kept in float32
     cell, gates = x.new_empty((T, N, D * H), dtype=kept), x.new_empty((T, N, D * 4 * H), dtype=kept)
-    return *_fake_inference(x, h0, c0, weights, lengths), cell, gates
+    return *_fake_inference(x, h0, c0, weights, lengths, allow_tf32), cell, gates
 
 
 @torch.library.register_fake("fusedlstm::lstm_backward")
@@ -85,6 +93,7 @@ def _fake_backward(
     c0: Tensor,
     weights: list[Tensor],
     lengths: Tensor | None,
+    allow_tf32: bool,
     y: Tensor,
     cell: Tensor,
     gates: Tensor,
@@ -100,7 +109,7 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, h0, c0, weights, lengths = inputs
+    x, h0, c0, weights, lengths, ctx.allow_tf32 = inputs
     y, _h_n, _c_n, cell, gates = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(gates)
@@ -114,24 +123,26 @@ def _backward(
     grad_c_n: Tensor | None,
     grad_cell: Tensor | None,
     _grad_gates: None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None], None]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None], None, None]:
     x, h0, c0, lengths, y, cell, gates, *weights = ctx.saved_tensors
-    need_x, need_h0, need_c0, need_weights, _ = ctx.needs_input_grad
+    need_x, need_h0, need_c0, need_weights, _, _ = ctx.needs_input_grad
     grads = (grad_y, grad_h_n, grad_c_n, grad_cell)
     if torch.is_grad_enabled():  # create_graph=True: the gradient itself will be differentiated
         needed = (need_x, need_h0, need_c0, *need_weights)
         grad_x, grad_h0, grad_c0, *grad_weights = _differentiable_backward(
             grads, (x, h0, c0, *weights), needed, lengths
         )
-        return grad_x, grad_h0, grad_c0, grad_weights, None
+        return grad_x, grad_h0, grad_c0, grad_weights, None, None
+    kept = (x, h0, c0, weights, lengths, ctx.allow_tf32, y, cell, gates)
     grad_x, grad_h0, grad_c0, grad_weights = _ops.lstm_backward(
-        *grads, x, h0, c0, weights, lengths, y, cell, gates, need_x, need_h0, [int(need) for need in need_weights]
+        *grads, *kept, need_x, need_h0, [int(need) for need in need_weights]
     )
     return (
         grad_x if need_x else None,
         grad_h0 if need_h0 else None,
         grad_c0 if need_c0 else None,
         [grad if need else None for grad, need in zip(grad_weights, need_weights, strict=True)],
+        None,
         None,
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 # core from the thread it waits for. Read when torch loads OpenMP, so it is set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import emulated
 import hypothesis
 import pytest
 import torch
@@ -24,14 +25,23 @@ def _why_no_cuda() -> str | None:
     return None if torch.cuda.is_available() else "no GPU is visible"
 
 
-@pytest.fixture(params=["cpu", "cuda"])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device the package supports; one that is absent is skipped by name, or fails when it is required."""
+@pytest.fixture(params=["cpu", "emulated", "cuda"])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Each device the package supports; one that is absent is skipped by name, or fails when it is required.
+
+    "emulated" is the CUDA layer on CPU tensors (tests/emulation), for machines without a GPU.
+    """
+    if request.param == "emulated":
+        if _C.build_info()["cuda"]:
+            pytest.skip("this build has the CUDA kernels themselves")
+        with emulated.operators():
+            yield torch.device("cpu")
+        return
     if request.param == "cuda" and (reason := _why_no_cuda()):
         if os.environ.get("FUSEDLSTM_REQUIRE_CUDA") == "1":
             pytest.fail(f"FUSEDLSTM_REQUIRE_CUDA=1, but {reason}")
         pytest.skip(reason)
-    return torch.device(request.param)
+    yield torch.device(request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -115,7 +115,7 @@ def test_gradcheck_and_gradgradcheck(bidirectional, proj_size, lengths, device):
     row_lengths = None if lengths is None else torch.tensor(lengths, device=device)
 
     def layer(x, h0, c0, *weights):
-        y, h_n, c_n, cell, _ = torch.ops.fusedlstm.lstm_forward(x, h0, c0, list(weights), row_lengths)
+        y, h_n, c_n, cell, _ = torch.ops.fusedlstm.lstm_forward(x, h0, c0, list(weights), row_lengths, False)
         return y, h_n, c_n, cell
 
     inputs = (x, h0, c0, *module.parameters())

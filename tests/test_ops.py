@@ -24,7 +24,7 @@ def _arguments(device, dtype=torch.float32, T=4, N=3, I=5, H=6, D=1, P=None, bia
         weights += [tensor(4 * H), tensor(4 * H)] if bias else []
         weights += [tensor(P, H)] if P != H else []
     row_lengths = None if lengths is None else torch.tensor(lengths, device=device)
-    return tensor(T, N, I), tensor(D, N, P), tensor(D, N, H), weights, row_lengths
+    return tensor(T, N, I), tensor(D, N, P), tensor(D, N, H), weights, row_lengths, False
 
 
 SHAPES = {
@@ -64,11 +64,11 @@ def test_inference_equals_forward(shape, device):
 def test_lengths_cut_each_row(device):
     lengths = [4, 0, 2, 1]
     args = _arguments(device, T=4, N=4, D=2, P=3, lengths=lengths)
-    x, h0, c0, weights, _ = args
+    x, h0, c0, weights, _, _ = args
     y, h_n, c_n, cell, _gates = _ops.lstm_forward(*args)
     for row, length in enumerate(lengths):
         one = slice(row, row + 1)
-        alone = _ops.lstm_forward(x[:length, one], h0[:, one], c0[:, one], weights, None)
+        alone = _ops.lstm_forward(x[:length, one], h0[:, one], c0[:, one], weights, None, False)
         cut = y[:length, one], h_n[:, one], c_n[:, one], cell[:length, one]
         for whole, part in zip(cut, alone, strict=False):
             torch.testing.assert_close(whole, part)
@@ -78,12 +78,12 @@ def test_lengths_cut_each_row(device):
 
 def test_lengths_hide_the_padding(device):
     """Whatever stands past a row's end, NaN too, reaches no result."""
-    x, h0, c0, weights, lengths = _arguments(device, T=4, N=3, lengths=[4, 0, 2])
+    x, h0, c0, weights, lengths, _ = _arguments(device, T=4, N=3, lengths=[4, 0, 2])
     spoiled = x.clone()
     spoiled[2:, 2] = float("nan")
     spoiled[:, 1] = float("nan")
-    clean = _ops.lstm_forward(x, h0, c0, weights, lengths)[:4]
-    for expected, got in zip(clean, _ops.lstm_forward(spoiled, h0, c0, weights, lengths)[:4], strict=True):
+    clean = _ops.lstm_forward(x, h0, c0, weights, lengths, False)[:4]
+    for expected, got in zip(clean, _ops.lstm_forward(spoiled, h0, c0, weights, lengths, False)[:4], strict=True):
         assert torch.equal(expected, got)
 
 
@@ -101,8 +101,8 @@ def test_views_and_sentinels(offset, device):
         return inner
 
     rooms = []
-    x, h0, c0, weights, _ = args
-    got = _ops.lstm_forward(view(x), view(h0), view(c0), [view(w) for w in weights], None)
+    x, h0, c0, weights, _, _ = args
+    got = _ops.lstm_forward(view(x), view(h0), view(c0), [view(w) for w in weights], None, False)
     assert all(map(torch.equal, expected, got))
     for room, used in rooms:
         assert (room[:offset] == 1e9).all()
@@ -111,12 +111,12 @@ def test_views_and_sentinels(offset, device):
     def strided(tensor):
         return tensor.repeat_interleave(2, -1)[..., ::2]
 
-    got = _ops.lstm_forward(strided(x), strided(h0), strided(c0), [strided(w) for w in weights], None)
+    got = _ops.lstm_forward(strided(x), strided(h0), strided(c0), [strided(w) for w in weights], None, False)
     assert all(map(torch.equal, expected, got))
 
 
 def test_expanded_inputs_and_gradients(device):
-    x, h0, c0, weights, _ = _arguments(device, D=2)
+    x, h0, c0, weights, _, _ = _arguments(device, D=2)
     x = x[:, :1].expand(-1, 3, -1)
     h0, c0 = h0[:, :1].expand(-1, 3, -1), c0[:1].expand(2, -1, -1)
     results = []
@@ -183,7 +183,7 @@ def test_saturated_and_non_finite_values_behave_as_in_torch():
 
 def test_a_long_sequence(device):
     """More steps than cuDNN takes (65,535)."""
-    x, h0, c0, weights, _ = _arguments(device, T=70_000, N=1, I=1, H=2)
+    x, h0, c0, weights, _, _ = _arguments(device, T=70_000, N=1, I=1, H=2)
     y, h_n, _ = ops.lstm_layer(x, h0, c0, weights)
     half, state = y[:35_000], ops.lstm_layer(x[:35_000], h0, c0, weights)
     assert torch.equal(half, state[0])
@@ -194,14 +194,14 @@ BAD = {
     "rank": (lambda a: (a[0][0], *a[1:]), r"input must be \[steps, batch, input_size\], got \[3, 5\]"),
     "batch": (lambda a: (a[0], a[1][:, :2], *a[2:]), r"h0 must be \[1, 3, 6\], got \[1, 2, 6\]"),
     "dtype": (lambda a: (a[0], a[1].double(), *a[2:]), "h0 must have the dtype of input"),
-    "weight": (lambda a: (*a[:3], [a[3][0].T, *a[3][1:]], a[4]), r"weight_ih must be \[24, 5\], got \[5, 24\]"),
-    "count": (lambda a: (*a[:3], a[3][:3], a[4]), "weights must hold 2 or 4 tensors"),
-    "no_weights": (lambda a: (*a[:3], [], a[4]), "weights must hold 2 or 4 tensors"),
-    "kind": (lambda a: (a[0].int(), a[1].int(), a[2].int(), [w.int() for w in a[3]], None), "input must be float32"),
-    "short": (lambda a: (*a[:4], torch.tensor([1, 2])), r"lengths must be \[3\], got \[2\]"),
-    "long": (lambda a: (*a[:4], torch.tensor([1, 5, 2])), r"lengths\[1\] must be in 0\.\.4"),
-    "negative": (lambda a: (*a[:4], torch.tensor([1, -1, 2])), r"lengths\[1\] must be in 0\.\.4"),
-    "floating": (lambda a: (*a[:4], torch.tensor([1.0, 2, 3])), "lengths must be int64"),
+    "weight": (lambda a: (*a[:3], [a[3][0].T, *a[3][1:]], *a[4:]), r"weight_ih must be \[24, 5\], got \[5, 24\]"),
+    "count": (lambda a: (*a[:3], a[3][:3], *a[4:]), "weights must hold 2 or 4 tensors"),
+    "no_weights": (lambda a: (*a[:3], [], *a[4:]), "weights must hold 2 or 4 tensors"),
+    "kind": (lambda a: (a[0].int(), a[1].int(), a[2].int(), [w.int() for w in a[3]], *a[4:]), "input must be float32"),
+    "short": (lambda a: (*a[:4], torch.tensor([1, 2]), a[5]), r"lengths must be \[3\], got \[2\]"),
+    "long": (lambda a: (*a[:4], torch.tensor([1, 5, 2]), a[5]), r"lengths\[1\] must be in 0\.\.4"),
+    "negative": (lambda a: (*a[:4], torch.tensor([1, -1, 2]), a[5]), r"lengths\[1\] must be in 0\.\.4"),
+    "floating": (lambda a: (*a[:4], torch.tensor([1.0, 2, 3]), a[5]), "lengths must be int64"),
 }
 
 
@@ -212,7 +212,7 @@ def test_direct_callers_get_an_error(change, message):
 
 
 def test_kept_gates_have_no_gradient():
-    x, h0, c0, weights, _ = _arguments("cpu")
-    *outputs, gates = _ops.lstm_forward(x.requires_grad_(), h0, c0, weights, None)
+    x, h0, c0, weights, _, _ = _arguments("cpu")
+    *outputs, gates = _ops.lstm_forward(x.requires_grad_(), h0, c0, weights, None, False)
     assert all(output.requires_grad for output in outputs)
     assert not gates.requires_grad

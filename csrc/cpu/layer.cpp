@@ -9,7 +9,6 @@
 namespace fusedlstm::cpu {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::contiguous;
 using torch::stable::copy_;
 using torch::stable::matmul;
@@ -19,42 +18,9 @@ using torch::stable::select;
 using torch::stable::transpose;
 using torch::stable::view;
 
-// 16-bit types are formats of storage: everything is computed, and kept for the backward pass, in float.
-ScalarType compute_type(const Tensor& x) {
-  const ScalarType type = x.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
-                      type == ScalarType::Half,
-                  "input must be float32, float64, bfloat16 or float16");
-  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-Tensor prepare(const Tensor& tensor, ScalarType type) {
-  return contiguous(tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
-}
-std::optional<Tensor> prepare(const std::optional<Tensor>& tensor, ScalarType type) {
-  return tensor ? std::optional(prepare(*tensor, type)) : std::nullopt;
-}
-std::vector<Tensor> prepare(const std::vector<Tensor>& tensors, ScalarType type) {
-  std::vector<Tensor> prepared;
-  for (const Tensor& tensor : tensors) prepared.push_back(prepare(tensor, type));
-  return prepared;
-}
+// The other way round: results go back to the input's type.
 Tensor restore(const Tensor& tensor, const Tensor& x) {
   return tensor.scalar_type() == x.scalar_type() ? tensor : torch::stable::to(tensor, x.scalar_type());
-}
-
-// torch::stable::narrow takes no const tensor.
-Tensor slice(Tensor tensor, int64_t dim, int64_t start, int64_t length) {
-  return torch::stable::narrow(tensor, dim, start, length);
-}
-
-template <class T>
-T* data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
-template <class T>
-T* data(const std::optional<Tensor>& tensor) {
-  return tensor ? data<T>(*tensor) : nullptr;
 }
 
 struct RowOrder {
@@ -65,7 +31,7 @@ struct RowOrder {
     std::iota(order.begin(), order.end(), 0);
     if (!lengths) return;
     const Tensor values = contiguous(*lengths);
-    std::copy_n(data<int64_t>(values), layer.batch, length.begin());
+    std::copy_n(pointer<int64_t>(values), layer.batch, length.begin());
     for (int64_t row = 0; row < layer.batch; ++row)
       STD_TORCH_CHECK(length[row] >= 0 && length[row] <= layer.steps, "lengths[", row, "] must be in 0..",
                       layer.steps, " (the steps of input), got ", length[row]);
@@ -79,31 +45,18 @@ struct RowOrder {
   Rows view() const { return {length.data(), order.data(), active.data()}; }
 };
 
-// weight_ih of all directions, one below the other, so that the input's product and its gradient are one
-// GEMM.
-Tensor stacked_weight_ih(const Layer& layer) {
-  if (layer.directions == 1) return layer.weight_ih(0);
-  const int64_t rows = 4 * layer.hidden;
-  Tensor stacked = new_empty(layer.weight_ih(0), {layer.directions * rows, layer.input});
-  for (int64_t d = 0; d < layer.directions; ++d) {
-    Tensor part = slice(stacked, 0, d * rows, rows);
-    copy_(part, layer.weight_ih(d));
-  }
-  return stacked;
-}
-
 template <class T>
 std::vector<T> summed_bias(const Layer& layer, int64_t d) {
   if (!layer.biased) return {};
   std::vector<T> bias(4 * layer.hidden);
-  const T *ih = data<T>(layer.bias_ih(d)), *hh = data<T>(layer.bias_hh(d));
+  const T *ih = pointer<T>(layer.bias_ih(d)), *hh = pointer<T>(layer.bias_hh(d));
   for (size_t j = 0; j < bias.size(); ++j) bias[j] = ih[j] + hh[j];
   return bias;
 }
 
 template <class T>
 void add_rows(T* out, int64_t out_stride, const Tensor& rows) {
-  const T* in = data<T>(rows);
+  const T* in = pointer<T>(rows);
   for (int64_t row = 0; row < rows.size(0); ++row)
     for (int64_t j = 0; j < rows.size(1); ++j) out[row * out_stride + j] += in[row * rows.size(1) + j];
 }
@@ -129,7 +82,8 @@ ForwardResult run_forward(const Tensor& x, const Tensor& h0, const Tensor& c0, c
   const Sizes size{steps, N, H, P};
 
   ForwardResult out;
-  out.gates = view(matmul(view(x, {steps * N, layer.input}), transpose(stacked_weight_ih(layer), 0, 1)),
+  out.gates = view(matmul(view(x, {steps * N, layer.input}),
+                          transpose(stack(layer.of_each_direction(&Layer::weight_ih)), 0, 1)),
                    {steps, N, D * 4 * H});
   out.y = new_sequence(x, layer, D * P, lengths);
   out.h_n = new_empty(x, {D, N, P});
@@ -139,29 +93,29 @@ ForwardResult run_forward(const Tensor& x, const Tensor& h0, const Tensor& c0, c
 
   for (int64_t d = 0; d < D; ++d) {
     const std::vector<T> bias = summed_bias<T>(layer, d);
-    T* const gates = data<T>(out.gates) + d * 4 * H;
+    T* const gates = pointer<T>(out.gates) + d * 4 * H;
     // With a single step the GEMM library reads W_hh as it stands; packing it would cost more than the step.
     if (steps == 1) add_rows(gates, D * 4 * H, matmul(select(h0, 0, d), transpose(layer.weight_hh(d), 0, 1)));
-    T* const c_n = data<T>(out.c_n) + d * N * H;
+    T* const c_n = pointer<T>(out.c_n) + d * N * H;
     forward<T>({.size = size,
                 .rows = rows.view(),
                 .reverse = d == 1,
-                .weight_hh = steps == 1 ? nullptr : data<T>(layer.weight_hh(d)),
-                .weight_hr = layer.projected ? data<T>(layer.weight_hr(d)) : nullptr,
+                .weight_hh = steps == 1 ? nullptr : pointer<T>(layer.weight_hh(d)),
+                .weight_hr = layer.projected ? pointer<T>(layer.weight_hr(d)) : nullptr,
                 .bias = layer.biased ? bias.data() : nullptr,
-                .h0 = data<T>(h0) + d * N * P,
-                .c0 = data<T>(c0) + d * N * H,
+                .h0 = pointer<T>(h0) + d * N * P,
+                .c0 = pointer<T>(c0) + d * N * H,
                 .gates = gates,
                 .gates_stride = D * 4 * H,
                 .keep_gates = keep,
-                .y = data<T>(out.y) + d * P,
+                .y = pointer<T>(out.y) + d * P,
                 .y_stride = D * P,
-                .c = keep ? data<T>(out.cell) + d * H : c_n,
+                .c = keep ? pointer<T>(out.cell) + d * H : c_n,
                 .c_stride = keep ? D * H : H,
                 .c_step = keep ? N * D * H : 0,
-                .h_n = data<T>(out.h_n) + d * N * P,
+                .h_n = pointer<T>(out.h_n) + d * N * P,
                 .c_n = c_n,
-                .workspace = data<T>(workspace)},
+                .workspace = pointer<T>(workspace)},
                threads);
   }
   return out;
@@ -185,7 +139,7 @@ ForwardResult run_forward(const Tensor& x, const Tensor& h0, const Tensor& c0,
 
 std::tuple<Tensor, Tensor, Tensor> lstm_inference(const Tensor& x, const Tensor& h0, const Tensor& c0,
                                                   const std::vector<Tensor>& weights,
-                                                  const std::optional<Tensor>& lengths) {
+                                                  const std::optional<Tensor>& lengths, bool /*allow_tf32*/) {
   ForwardResult out = run_forward(x, h0, c0, weights, lengths, false);
   return {out.y, out.h_n, out.c_n};
 }
@@ -193,7 +147,8 @@ std::tuple<Tensor, Tensor, Tensor> lstm_inference(const Tensor& x, const Tensor&
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(const Tensor& x, const Tensor& h0,
                                                                 const Tensor& c0,
                                                                 const std::vector<Tensor>& weights,
-                                                                const std::optional<Tensor>& lengths) {
+                                                                const std::optional<Tensor>& lengths,
+                                                                bool /*allow_tf32*/) {
   ForwardResult out = run_forward(x, h0, c0, weights, lengths, true);
   return {out.y, out.h_n, out.c_n, out.cell, out.gates};
 }
@@ -210,7 +165,7 @@ Tensor hidden_before(const Layer& layer, const Tensor& y, const Tensor& h0, cons
   for (int64_t row = 0; row < N; ++row) {
     if (rows.length[row] == 0) continue;
     const int64_t first = d == 1 ? rows.length[row] - 1 : 0;
-    std::copy_n(data<T>(h0) + (d * N + row) * P, P, data<T>(before) + (first * N + row) * P);
+    std::copy_n(pointer<T>(h0) + (d * N + row) * P, P, pointer<T>(before) + (first * N + row) * P);
   }
   return before;
 }
@@ -223,7 +178,7 @@ Tensor first_gradient(const Layer& layer, const Tensor& grad_gates, const Rows& 
   for (int64_t row = 0; row < N; ++row) {
     if (rows.length[row] == 0) continue;
     const int64_t t = d == 1 ? rows.length[row] - 1 : 0;
-    std::copy_n(data<T>(grad_gates) + (t * N + row) * stride + d * G, G, data<T>(first) + row * G);
+    std::copy_n(pointer<T>(grad_gates) + (t * N + row) * stride + d * G, G, pointer<T>(first) + row * G);
   }
   return first;
 }
@@ -247,13 +202,6 @@ Tensor summed_in_parts(const Tensor& grad, const Tensor& rows) {
 struct BackwardResult {
   Tensor grad_x, grad_h0, grad_c0;
   std::vector<Tensor> grad_weights;
-};
-
-struct Incoming {
-  std::optional<Tensor> y, h_n, c_n, cell;
-};
-struct Saved {
-  Tensor x, h0, c0, y, cell, gates;
 };
 
 template <class T>
@@ -290,34 +238,34 @@ BackwardResult run_backward(const Incoming& grad, const Saved& saved, const Laye
     backward<T>({.size = size,
                  .rows = rows.view(),
                  .reverse = d == 1,
-                 .weight_hh = steps == 1 ? nullptr : data<T>(layer.weight_hh(d)),
-                 .weight_hr = layer.projected ? data<T>(layer.weight_hr(d)) : nullptr,
-                 .c0 = data<T>(saved.c0) + d * N * H,
-                 .gates = data<T>(saved.gates) + d * 4 * H,
-                 .c = data<T>(saved.cell) + d * H,
-                 .grad_y = grad.y ? data<T>(grad.y) + d * P : nullptr,
-                 .grad_c = grad.cell ? data<T>(grad.cell) + d * H : nullptr,
-                 .grad_h_n = grad.h_n ? data<T>(grad.h_n) + d * N * P : nullptr,
+                 .weight_hh = steps == 1 ? nullptr : pointer<T>(layer.weight_hh(d)),
+                 .weight_hr = layer.projected ? pointer<T>(layer.weight_hr(d)) : nullptr,
+                 .c0 = pointer<T>(saved.c0) + d * N * H,
+                 .gates = pointer<T>(saved.gates) + d * 4 * H,
+                 .c = pointer<T>(saved.cell) + d * H,
+                 .grad_y = grad.y ? pointer<T>(grad.y) + d * P : nullptr,
+                 .grad_c = grad.cell ? pointer<T>(grad.cell) + d * H : nullptr,
+                 .grad_h_n = grad.h_n ? pointer<T>(grad.h_n) + d * N * P : nullptr,
                  .gates_stride = D * 4 * H,
                  .y_stride = D * P,
                  .c_stride = D * H,
-                 .grad_gates = data<T>(grad_gates) + d * 4 * H,
-                 .grad_c0 = data<T>(out.grad_c0) + d * N * H,
-                 .grad_p = data<T>(grad_p),
-                 .h = data<T>(h),
-                 .workspace = data<T>(workspace)},
+                 .grad_gates = pointer<T>(grad_gates) + d * 4 * H,
+                 .grad_c0 = pointer<T>(out.grad_c0) + d * N * H,
+                 .grad_p = pointer<T>(grad_p),
+                 .h = pointer<T>(h),
+                 .workspace = pointer<T>(workspace)},
                 threads);
 
     const Tensor of_direction = slice(grad_gates_2d, 1, d * 4 * H, 4 * H);
     if (need_h0) {
-      T* const grad_h0 = data<T>(out.grad_h0) + d * N * P;
+      T* const grad_h0 = pointer<T>(out.grad_h0) + d * N * P;
       add_rows(grad_h0, P, matmul(first_gradient<T>(layer, grad_gates, rows.view(), d), layer.weight_hh(d)));
       for (int64_t row = 0; grad.h_n && row < N; ++row) {
         if (rows.length[row] > 0) continue;  // a row of no steps hands its state through
-        std::copy_n(data<T>(grad.h_n) + (d * N + row) * P, P, grad_h0 + row * P);
+        std::copy_n(pointer<T>(grad.h_n) + (d * N + row) * P, P, grad_h0 + row * P);
       }
     }
-    const int64_t at = d * layer.weights_per_direction();
+    const int64_t at = layer.first_weight(d);
     if (need_weights[at]) out.grad_weights[at] = matmul(transpose(of_direction, 0, 1), x_2d);
     if (need_weights[at + 1]) {
       const Tensor before = hidden_before<T>(layer, saved.y, saved.h0, rows.view(), d);
@@ -330,7 +278,9 @@ BackwardResult run_backward(const Incoming& grad, const Saved& saved, const Laye
     if (layer.projected && need_weights[hr])
       out.grad_weights[hr] = summed_in_parts(view(*grad_p, {steps * N, P}), view(*h, {steps * N, H}));
   }
-  if (need_x) out.grad_x = view(matmul(grad_gates_2d, stacked_weight_ih(layer)), {steps, N, layer.input});
+  if (need_x)
+    out.grad_x = view(matmul(grad_gates_2d, stack(layer.of_each_direction(&Layer::weight_ih))),
+                      {steps, N, layer.input});
   return out;
 }
 
@@ -338,20 +288,10 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
     const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_h_n,
     const std::optional<Tensor>& grad_c_n, const std::optional<Tensor>& grad_cell, const Tensor& x,
     const Tensor& h0, const Tensor& c0, const std::vector<Tensor>& weights,
-    const std::optional<Tensor>& lengths, const Tensor& y, const Tensor& cell, const Tensor& gates,
-    bool need_x, bool need_h0, const std::vector<int64_t>& need_weights) {
-  const Layer given(x, h0, c0, weights, lengths);
-  check_shape("y", y, {given.steps, given.batch, given.directions * given.outputs});
-  check_shape("cell", cell, {given.steps, given.batch, given.directions * given.hidden});
-  check_shape("gates", gates, {given.steps, given.batch, given.directions * 4 * given.hidden});
-  if (grad_y) check_shape("grad_y", *grad_y, {given.steps, given.batch, given.directions * given.outputs});
-  if (grad_h_n) check_shape("grad_h_n", *grad_h_n, {given.directions, given.batch, given.outputs});
-  if (grad_c_n) check_shape("grad_c_n", *grad_c_n, {given.directions, given.batch, given.hidden});
-  if (grad_cell)
-    check_shape("grad_cell", *grad_cell, {given.steps, given.batch, given.directions * given.hidden});
-  STD_TORCH_CHECK(need_weights.size() == weights.size(), "need_weights must have ", weights.size(),
-                  " entries, got ", need_weights.size());
-
+    const std::optional<Tensor>& lengths, bool /*allow_tf32*/, const Tensor& y, const Tensor& cell,
+    const Tensor& gates, bool need_x, bool need_h0, const std::vector<int64_t>& need_weights) {
+  check_backward(Layer(x, h0, c0, weights, lengths), {grad_y, grad_h_n, grad_c_n, grad_cell},
+                 {x, h0, c0, y, cell, gates}, need_weights);
   const ScalarType type = compute_type(x);
   const Saved saved{prepare(x, type), prepare(h0, type),   prepare(c0, type),
                     prepare(y, type), prepare(cell, type), prepare(gates, type)};

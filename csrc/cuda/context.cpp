@@ -1,0 +1,117 @@
+#include "context.h"
+
+#ifndef USE_CUDA
+#define USE_CUDA  // for the declarations of torch's CUDA shims
+#endif
+#include <cublas_v2.h>
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/c/shim.h>
+
+#include "../stable.h"
+
+namespace fusedlstm::cuda {
+namespace {
+
+void check(cudaError_t error) {
+  STD_TORCH_CHECK(error == cudaSuccess, "CUDA failed: ", cudaGetErrorString(error));
+}
+void check(cublasStatus_t status) {
+  STD_TORCH_CHECK(status == CUBLAS_STATUS_SUCCESS, "cuBLAS failed: ", cublasGetStatusString(status));
+}
+
+cudaDataType_t data_type(Type type) {
+  switch (type) {
+    case Type::float32:
+      return CUDA_R_32F;
+    case Type::float64:
+      return CUDA_R_64F;
+    case Type::float16:
+      return CUDA_R_16F;
+    case Type::bfloat16:
+      return CUDA_R_16BF;
+  }
+  STD_TORCH_CHECK(false, "unknown type");
+}
+
+cublasOperation_t operation(const Matrix& matrix) {
+  return matrix.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+}
+
+}  // namespace
+
+struct Context::Implementation {
+  torch::stable::accelerator::DeviceGuard guard;
+  int device;
+  Type type;
+  cublasComputeType_t compute;
+  Stream stream = nullptr;
+  cublasHandle_t blas = nullptr;
+  cublasMath_t math_before{};
+
+  Implementation(int device, Type type, bool tf32)
+      : guard(device),
+        device(device),
+        type(type),
+        compute(type == Type::float64           ? CUBLAS_COMPUTE_64F
+                : type == Type::float32 && tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                                : CUBLAS_COMPUTE_32F) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, reinterpret_cast<void**>(&stream)));
+    // torch's handle of this thread, with its stream and workspace set: results repeat from run to run.
+    TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(reinterpret_cast<void**>(&blas)));
+    // torch sets the handle's mode for its own products; under TF32 mode CUBLAS_COMPUTE_32F would round as
+    // well.
+    check(cublasGetMathMode(blas, &math_before));
+    check(cublasSetMathMode(
+        blas,
+        static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
+  }
+  ~Implementation() { cublasSetMathMode(blas, math_before); }
+};
+
+Context::Context(int device, Type type, bool tf32)
+    : implementation_(std::make_unique<Implementation>(device, type, tf32)) {}
+Context::~Context() = default;
+
+Stream Context::stream() const {
+  return implementation_->stream;
+}
+
+Limits Context::limits() const {
+  const auto attribute = [this](cudaDeviceAttr name) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, name, implementation_->device));
+    return value;
+  };
+  return {.multiprocessors = attribute(cudaDevAttrMultiProcessorCount),
+          .threads_per_multiprocessor = attribute(cudaDevAttrMaxThreadsPerMultiProcessor),
+          .registers_per_multiprocessor = attribute(cudaDevAttrMaxRegistersPerMultiprocessor)};
+}
+
+// cuBLAS stores matrices by columns: what it takes for a matrix is the transpose of ours, so c^T = b^T a^T.
+void Context::multiply(const Product& p) const {
+  const Implementation& self = *implementation_;
+  if (p.m == 0 || p.n == 0) return;
+  const cudaDataType_t in = data_type(self.type);
+  const cudaDataType_t out = p.wide && self.type != Type::float64 ? CUDA_R_32F : in;
+  const double one64 = 1, zero64 = 0;
+  const float one32 = 1, zero32 = 0;
+  const bool is64 = self.type == Type::float64;
+  const void* const one = is64 ? static_cast<const void*>(&one64) : &one32;
+  const void* const zero = is64 ? static_cast<const void*>(&zero64) : &zero32;
+  const void* const beta = p.accumulate ? one : zero;
+  // A single product has an entry of its own, with heuristics of its own.
+  if (p.batch == 1) {
+    check(cublasGemmEx_64(self.blas, operation(p.b), operation(p.a), p.n, p.m, p.k, one, p.b.data, in,
+                          p.b.stride, p.a.data, in, p.a.stride, beta, p.c, out, p.c_stride, self.compute,
+                          CUBLAS_GEMM_DEFAULT));
+  } else {
+    check(cublasGemmStridedBatchedEx_64(self.blas, operation(p.b), operation(p.a), p.n, p.m, p.k, one,
+                                        p.b.data, in, p.b.stride, p.b.next, p.a.data, in, p.a.stride,
+                                        p.a.next, beta, p.c, out, p.c_stride, p.c_next, p.batch, self.compute,
+                                        CUBLAS_GEMM_DEFAULT));
+  }
+}
+
+}  // namespace fusedlstm::cuda

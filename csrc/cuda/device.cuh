@@ -1,0 +1,139 @@
+// All that the kernels take from the hardware, one small function each. nvcc gets the instructions; any other
+// compiler gets their host twins, so that the same kernel bodies run in the tests of a machine without a GPU.
+#pragma once
+
+#ifndef __CUDACC__
+#include "emulation/device.h"  // in tests/
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace fusedlstm::cuda {
+
+using Half = __half;
+using BFloat16 = __nv_bfloat16;
+
+// Grids and blocks are one-dimensional.
+__device__ __forceinline__ unsigned thread_index() {
+  return threadIdx.x;
+}
+__device__ __forceinline__ unsigned block_index() {
+  return blockIdx.x;
+}
+__device__ __forceinline__ unsigned block_size() {
+  return blockDim.x;
+}
+__device__ __forceinline__ unsigned grid_size() {
+  return gridDim.x;
+}
+
+// The block's dynamic shared memory, as many bytes as the launch gave it.
+template <class Storage>
+__device__ __forceinline__ Storage& shared_memory() {
+  extern __shared__ __align__(16) unsigned char fusedlstm_shared_memory[];
+  return *reinterpret_cast<Storage*>(fusedlstm_shared_memory);
+}
+
+__device__ __forceinline__ void block_barrier() {
+  __syncthreads();
+}
+__device__ __forceinline__ void warp_barrier() {
+  __syncwarp();
+}
+
+// The value of another lane; every lane of the warp takes part.
+template <class T>
+__device__ __forceinline__ T shuffle(T value, int lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
+}
+template <class T>
+__device__ __forceinline__ T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+// Transposes an 8x8 matrix of 16-bit values: lane l holds columns 2(l%4) and 2(l%4)+1 of row l/4.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t row_pair) {
+  uint32_t out;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(row_pair));
+  return out;
+}
+
+// d += a b on the tensor cores, PTX ISA "mma": a is 16 x K in row order, b is K x 8 in column order, K = 16
+// for 16-bit types and 8 for TF32.
+__device__ __forceinline__ void mma_half(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ __forceinline__ void mma_bfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Accesses to global memory that blocks of one grid share. Polling takes relaxed loads with one fence after
+// the last: an acquire load would drop the L1 cache at each turn. A 16-byte access is not atomic as a whole.
+__device__ __forceinline__ uint32_t load_relaxed(const uint32_t* address) {
+  uint32_t value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+}
+__device__ __forceinline__ uint4 load_relaxed(const uint4* address) {
+  uint4 value;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(address)
+               : "memory");
+  return value;
+}
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t* address) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+}
+__device__ __forceinline__ void store_relaxed(uint32_t* address, uint32_t value) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+__device__ __forceinline__ void store_relaxed(uint4* address, uint4 value) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(address), "r"(value.x), "r"(value.y),
+               "r"(value.z), "r"(value.w)
+               : "memory");
+}
+__device__ __forceinline__ void store_release(uint32_t* address, uint32_t value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+__device__ __forceinline__ void fence() {
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+
+// Copies of 16 bytes from global to shared memory in the background. A wait returns when at most `Pending` of
+// the groups this thread committed are on their way; other threads need a barrier after it.
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+}
+__device__ __forceinline__ void copy_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int Pending>
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+}  // namespace fusedlstm::cuda
+
+#endif

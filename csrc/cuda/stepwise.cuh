@@ -1,0 +1,186 @@
+// What the kernels of one step share: types, mathematics, vectors of units, who works on what.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
+
+#include "../cell.h"
+#include "device.cuh"
+#include "launch.h"
+#include "stepwise.h"
+
+namespace fusedlstm::cuda {
+
+// Blocks have at most so many threads, so many blocks run on a multiprocessor at once: 65,536 registers /
+// 1024 threads leave each the 64 that the plan assumes.
+constexpr int kMaxThreads = 256, kMinBlocks = 4;
+
+template <class IO>
+struct Compute {
+  using type = float;
+};
+template <>
+struct Compute<double> {
+  using type = double;
+};
+
+__device__ __forceinline__ float widen(Half value) {
+  return __half2float(value);
+}
+__device__ __forceinline__ float widen(BFloat16 value) {
+  return __bfloat162float(value);
+}
+__device__ __forceinline__ float widen(float value) {
+  return value;
+}
+__device__ __forceinline__ double widen(double value) {
+  return value;
+}
+
+__device__ __forceinline__ void narrow(float value, Half& out) {
+  out = __float2half_rn(value);
+}
+__device__ __forceinline__ void narrow(float value, BFloat16& out) {
+  out = __float2bfloat16_rn(value);
+}
+__device__ __forceinline__ void narrow(float value, float& out) {
+  out = value;
+}
+__device__ __forceinline__ void narrow(double value, double& out) {
+  out = value;
+}
+
+struct AccurateMath {
+  template <class V>
+  static __device__ __forceinline__ V sigmoid(V x) {
+    return V(1) / (V(1) + std::exp(-x));
+  }
+  template <class V>
+  static __device__ __forceinline__ V tanh(V x) {
+    return std::tanh(x);
+  }
+};
+
+// Values of neighbouring units, moved in one access.
+template <class V, int kUnits>
+struct alignas(sizeof(V) * kUnits) Units {
+  V at[kUnits];
+};
+
+template <int kUnits, class V>
+__device__ __forceinline__ Units<V, kUnits> load(const void* base, int64_t offset) {
+  return *reinterpret_cast<const Units<V, kUnits>*>(static_cast<const V*>(base) + offset);
+}
+template <class IO, class C, int kUnits>
+__device__ __forceinline__ void add(Units<C, kUnits>& sum, const void* base, int64_t offset) {
+  const auto part = load<kUnits, IO>(base, offset);
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) sum.at[u] += widen(part.at[u]);
+}
+template <class V, int kUnits>
+__device__ __forceinline__ void store(void* base, int64_t offset, const Units<V, kUnits>& units) {
+  *reinterpret_cast<Units<V, kUnits>*>(static_cast<V*>(base) + offset) = units;
+}
+
+// The four gates of neighbouring units; `offset` is that of gate i.
+template <class V, int kUnits>
+struct GateUnits {
+  Units<V, kUnits> i, f, g, o;
+};
+template <int kUnits, class V>
+__device__ __forceinline__ GateUnits<V, kUnits> load_gates(const void* base, int64_t offset, int64_t hidden) {
+  return {load<kUnits, V>(base, offset), load<kUnits, V>(base, offset + hidden),
+          load<kUnits, V>(base, offset + 2 * hidden), load<kUnits, V>(base, offset + 3 * hidden)};
+}
+template <class C, int kUnits>
+__device__ __forceinline__ void add_gates(GateUnits<C, kUnits>& sum, const void* base, int64_t offset,
+                                          int64_t hidden) {
+  add<C>(sum.i, base, offset);
+  add<C>(sum.f, base, offset + hidden);
+  add<C>(sum.g, base, offset + 2 * hidden);
+  add<C>(sum.o, base, offset + 3 * hidden);
+}
+template <class V, int kUnits>
+__device__ __forceinline__ void store_gates(void* base, int64_t offset, int64_t hidden,
+                                            const GateUnits<V, kUnits>& gates) {
+  store(base, offset, gates.i);
+  store(base, offset + hidden, gates.f);
+  store(base, offset + 2 * hidden, gates.g);
+  store(base, offset + 3 * hidden, gates.o);
+}
+
+// Place of a thread's first unit in a step.
+struct Place {
+  int64_t t, row;       // step of the input; row of a [D, N, ...] tensor
+  unsigned n, d, unit;  // row of the batch, direction, unit
+  bool active;          // whether the row takes part in this step
+  bool first, last;     // whether this is the first, the last step that the row takes in this direction
+
+  // Row of a [T, N, D, ...] tensor at step `time` of the input.
+  __device__ __forceinline__ int64_t sequence_row(const Sizes& size, int64_t time) const {
+    return (time * size.batch + n) * size.directions + d;
+  }
+};
+
+__device__ __forceinline__ Place place(const Sizes& size, int64_t step, unsigned row, unsigned unit) {
+  const auto batch = static_cast<unsigned>(size.batch);
+  Place at;
+  at.row = row, at.unit = unit;
+  at.d = row / batch, at.n = row % batch;
+  at.t = at.d ? size.steps - 1 - step : step;
+  // A length out of range is cut to it: to refuse it would take a wait for the device.
+  int64_t length = size.lengths ? size.lengths[at.n] : size.steps;
+  length = length < 0 ? 0 : length > size.steps ? size.steps : length;
+  at.active = at.t >= 0 && at.t < length;
+  at.first = at.t == (at.d ? length - 1 : 0);
+  at.last = at.t == (at.d ? 0 : length - 1);
+  return at;
+}
+
+// A thread for each of `items`, or none.
+__device__ __forceinline__ unsigned item_index() {
+  return block_index() * block_size() + thread_index();
+}
+
+inline Launch launch_for(int64_t items, int threads, Stream stream) {
+  return {.blocks = static_cast<unsigned>((items + threads - 1) / threads),
+          .threads = static_cast<unsigned>(threads),
+          .stream = stream};
+}
+
+inline bool aligned(const void* pointer, int64_t bytes) {
+  return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
+}
+
+// Calls f with a value of the C++ type that `io` names.
+template <class F>
+void with_type(Type io, F&& f) {
+  switch (io) {
+    case Type::float32:
+      return f(float{});
+    case Type::float64:
+      return f(double{});
+    case Type::float16:
+      return f(Half{});
+    case Type::bfloat16:
+      return f(BFloat16{});
+  }
+}
+
+// Calls f<IO, units> with the plan's units, or with one where a tensor of the caller's is not aligned for
+// more.
+template <class F>
+void with_units(Type io, int units, F&& f) {
+  with_type(io, [&](auto value) {
+    using IO = decltype(value);
+    constexpr int kWidest = 16 / sizeof(typename Compute<IO>::type);
+    if (units == kWidest) {
+      f.template operator()<IO, kWidest>();
+    } else {
+      f.template operator()<IO, 1>();
+    }
+  });
+}
+
+}  // namespace fusedlstm::cuda

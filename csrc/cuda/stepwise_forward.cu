@@ -1,0 +1,101 @@
+// One step of all cells forward: gates from both products and the biases, then cell and hidden state.
+#include "stepwise.cuh"
+
+namespace fusedlstm::cuda {
+namespace {
+
+// With a projection, h is the previous step's state on entry: it becomes that step's output, and leaves zero
+// behind in the rows that go on, for the product with W_hr to be added to.
+template <class IO>
+__device__ __forceinline__ void store_projected(const ForwardArgs& args, int64_t step, unsigned row,
+                                                unsigned output, bool goes_on) {
+  IO* const h = static_cast<IO*>(args.h) + int64_t{row} * args.size.outputs + output;
+  if (step > 0) {
+    const Place before = place(args.size, step - 1, row, output);
+    IO y{};
+    if (before.active) y = *h;
+    static_cast<IO*>(args.y)[before.sequence_row(args.size, before.t) * args.size.outputs + output] = y;
+  }
+  if (goes_on) *h = IO{};
+}
+
+template <class IO, int kUnits>
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
+    lstm_forward_stepwise_kernel(const ForwardArgs args, const int64_t step) {
+  using C = typename Compute<IO>::type;
+  const Sizes& size = args.size;
+  const int64_t H = size.hidden;
+  const auto vectors = static_cast<unsigned>(H / kUnits);
+  const unsigned item = item_index();
+  if (item >= size.directions * size.batch * vectors) return;
+  const Place at = place(size, step, item / vectors, item % vectors * kUnits);
+
+  if (args.unprojected)
+    for (unsigned output = at.unit; output < at.unit + kUnits && output < size.outputs; ++output)
+      store_projected<IO>(args, step, item / vectors, output, at.active);
+  if (step == size.steps) return;
+
+  const int64_t sequence = at.sequence_row(size, at.t) * H + at.unit, state = at.row * H + at.unit;
+  if (!at.active) {
+    store(args.unprojected ? args.unprojected : args.y, args.unprojected ? state : sequence,
+          Units<IO, kUnits>{});
+    if (args.cell) store(args.cell, sequence, Units<C, kUnits>{});
+    return;
+  }
+
+  const int64_t gate = 4 * (sequence - at.unit) + at.unit;
+  GateUnits<C, kUnits> gates = load_gates<kUnits, C>(args.gates, gate, H);
+  add_gates(gates, args.recurrent, 4 * at.row * H + at.unit, H);
+  if (args.bias) add_gates(gates, args.bias, 4 * at.d * H + at.unit, H);
+  Units<C, kUnits> c = load<kUnits, C>(args.c, state);
+
+  Units<IO, kUnits> h;
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) {
+    const Gates<C> active =
+        activate<AccurateMath>(Gates<C>{gates.i.at[u], gates.f.at[u], gates.g.at[u], gates.o.at[u]});
+    c.at[u] = next_cell(active, c.at[u]);
+    narrow(hidden_state<AccurateMath>(active, c.at[u]), h.at[u]);
+    gates.i.at[u] = active.i, gates.f.at[u] = active.f, gates.g.at[u] = active.g, gates.o.at[u] = active.o;
+  }
+
+  store(args.c, state, c);
+  if (args.cell) {
+    store_gates(args.gates, gate, H, gates);
+    store(args.cell, sequence, c);
+  }
+  if (args.unprojected) {
+    store(args.unprojected, state, h);
+  } else {
+    store(args.y, sequence, h);
+    store(args.h, state, h);
+  }
+}
+
+template <class IO>
+__global__ void sum_biases_kernel(const IO* bias_ih, const IO* bias_hh, typename Compute<IO>::type* bias,
+                                  unsigned gates) {
+  const unsigned i = item_index();
+  if (i < gates) bias[i] = widen(bias_ih[i]) + widen(bias_hh[i]);
+}
+
+}  // namespace
+
+void forward_cells(const ForwardArgs& args, int64_t step, Type io, const Plan& plan, Stream stream) {
+  with_units(io, plan.units, [&]<class IO, int kUnits>() {
+    const int64_t items = args.size.directions * args.size.batch * (args.size.hidden / kUnits);
+    launch("forward_cells", &lstm_forward_stepwise_kernel<IO, kUnits>,
+           launch_for(items, plan.threads, stream), args, step);
+  });
+}
+
+void sum_biases(const void* bias_ih, const void* bias_hh, void* bias, int64_t gates, Type io, Stream stream) {
+  with_type(io, [&]<class IO>(IO) {
+    using C = typename Compute<IO>::type;
+    launch("sum_biases", &sum_biases_kernel<IO>, launch_for(gates, 256, stream),
+           static_cast<const IO*>(bias_ih), static_cast<const IO*>(bias_hh), static_cast<C*>(bias),
+           static_cast<unsigned>(gates));
+  });
+}
+
+}  // namespace fusedlstm::cuda

@@ -1,0 +1,50 @@
+"""The CUDA layer on CPU tensors: its own sources built for the host, its kernels run by the emulator."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [
+    ROOT / "csrc/plan.cpp",
+    ROOT / "csrc/cuda/layer.cpp",
+    *sorted((ROOT / "tests/emulation").glob("*.cpp")),
+]
+FLAGS = ["-std=c++20", "-O2", "-fvisibility=hidden", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
+
+
+@cache
+def load() -> None:
+    """Builds the library where a source has changed, and loads it; it registers the operators' CUDA kernels."""
+    folder = ROOT / "build" / "emulation"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        (folder / "lock").unlink(missing_ok=True)  # torch's own, for which it would wait forever after a killed build
+        cpp_extension.load(
+            "fusedlstm_emulated",
+            [str(source) for source in SOURCES],
+            extra_cflags=FLAGS,
+            extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests")],
+            build_directory=str(folder),
+            is_python_module=False,
+        )
+
+
+@contextmanager
+def operators() -> Iterator[None]:
+    """Sends the operators' calls with CPU tensors to the CUDA layer."""
+    load()
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with torch.library._scoped_library("fusedlstm", "IMPL") as library:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Warning only once for all operators")  # overriding is the intent
+            for name in ("lstm_inference", "lstm_forward", "lstm_backward"):
+                operator = getattr(torch.ops.fusedlstm, name).default
+                library.impl(name, partial(operator.redispatch, cuda), "CPU", allow_override=True)
+        yield

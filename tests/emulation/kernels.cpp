@@ -1,0 +1,3 @@
+// The CUDA kernels for the host compiler, under a name that the build takes for C++.
+#include "cuda/stepwise_backward.cu"
+#include "cuda/stepwise_forward.cu"
