@@ -57,10 +57,10 @@ def lstm_layer(
     return y, h_n, c_n
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def _tf32_allowed() -> bool:
     """The switch that nn.LSTM follows on a GPU; torch.backends.cudnn.allow_tf32 sets it too."""
-    return bool(torch.backends.cudnn.rnn.fp32_precision == "tf32")
+    return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined, no-any-return]
 
 
 @torch.library.register_fake("fusedlstm::lstm_inference")

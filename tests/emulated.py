@@ -1,5 +1,7 @@
 """The CUDA layer on CPU tensors: its own sources built for the host, its kernels run by the emulator."""
 
+import ctypes
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,30 +18,36 @@ SOURCES = [
     ROOT / "csrc/cuda/layer.cpp",
     *sorted((ROOT / "tests/emulation").glob("*.cpp")),
 ]
-FLAGS = ["-std=c++20", "-O2", "-fvisibility=hidden", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
+FLAGS = ["-std=c++20", "-O2", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
+# FUSEDLSTM_ASAN=1 builds with AddressSanitizer, whose library the process must have been started with (make test-asan).
+ASAN = os.environ.get("FUSEDLSTM_ASAN") == "1"
+SEED = int(os.environ.get("FUSEDLSTM_EMULATION_SEED", "1"))
 
 
 @cache
-def load() -> None:
+def load() -> ctypes.CDLL:
     """Builds the library where a source has changed, and loads it; it registers the operators' CUDA kernels."""
-    folder = ROOT / "build" / "emulation"
+    folder = ROOT / "build" / ("emulation-asan" if ASAN else "emulation")
     folder.mkdir(parents=True, exist_ok=True)
+    sanitize = ["-fsanitize=address", "-g"] if ASAN else []
     with FileLock(folder.with_suffix(".lock")):
         (folder / "lock").unlink(missing_ok=True)  # torch's own, for which it would wait forever after a killed build
         cpp_extension.load(
             "fusedlstm_emulated",
             [str(source) for source in SOURCES],
-            extra_cflags=FLAGS,
+            extra_cflags=FLAGS + sanitize,
+            extra_ldflags=sanitize,
             extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests")],
             build_directory=str(folder),
             is_python_module=False,
         )
+    return ctypes.CDLL(str(folder / "fusedlstm_emulated.so"))
 
 
 @contextmanager
 def operators() -> Iterator[None]:
     """Sends the operators' calls with CPU tensors to the CUDA layer."""
-    load()
+    load().fusedlstm_emulation_set_seed(ctypes.c_uint64(SEED))
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     with torch.library._scoped_library("fusedlstm", "IMPL") as library:
         with warnings.catch_warnings():

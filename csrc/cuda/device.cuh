@@ -33,6 +33,7 @@ __device__ __forceinline__ unsigned grid_size() {
 // The block's dynamic shared memory, as many bytes as the launch gave it.
 template <class Storage>
 __device__ __forceinline__ Storage& shared_memory() {
+  static_assert(alignof(Storage) <= 16);
   extern __shared__ __align__(16) unsigned char fusedlstm_shared_memory[];
   return *reinterpret_cast<Storage*>(fusedlstm_shared_memory);
 }
@@ -44,7 +45,7 @@ __device__ __forceinline__ void warp_barrier() {
   __syncwarp();
 }
 
-// The value of another lane; every lane of the warp takes part.
+// The value of another lane, of `lane` or of the own one xor `mask`, both below 32; every lane takes part.
 template <class T>
 __device__ __forceinline__ T shuffle(T value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
@@ -116,6 +117,7 @@ __device__ __forceinline__ void store_relaxed(uint4* address, uint4 value) {
 __device__ __forceinline__ void store_release(uint32_t* address, uint32_t value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
+// Orders what this thread has seen before what it stores later: the thread that stores a flag is to fence.
 __device__ __forceinline__ void fence() {
   asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }

@@ -1,5 +1,5 @@
-// The CUDA layer's Context on the host: no stream, a small device, products by plain loops. Sums are float64, so
-// that the accuracy tests see the rounding of the layer and not that of a library which is not here.
+// The CUDA layer's Context on the host: no stream, a small device, products by plain loops. Sums are float64,
+// so that the accuracy tests see the rounding of the layer and not that of a library which is not here.
 #include "cuda/context.h"
 
 #include "cuda/stepwise.cuh"
@@ -55,3 +55,8 @@ void Context::multiply(const Product& product) const {
 }
 
 }  // namespace fusedlstm::cuda
+
+// Each test starts the count of launches anew, so that its schedules do not depend on the tests before it.
+extern "C" __attribute__((visibility("default"))) void fusedlstm_emulation_set_seed(uint64_t seed) {
+  fusedlstm::emulation::set_seed(seed);
+}

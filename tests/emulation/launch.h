@@ -1,0 +1,20 @@
+// The host twin of launch() in csrc/cuda/launch.h: runs the kernel to its end before it returns.
+#pragma once
+
+#include <functional>
+#include <tuple>
+#include <utility>
+
+#include "emulation/device.h"
+#include "emulation/emulator.h"
+
+namespace fusedlstm::cuda {
+
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), const Launch& launch, Arguments&&... arguments) {
+  const std::tuple<Parameters...> parameters(std::forward<Arguments>(arguments)...);
+  emulation::run({name, launch.blocks, launch.threads, launch.shared_memory, launch.cooperative},
+                 [&] { std::apply(kernel, parameters); });
+}
+
+}  // namespace fusedlstm::cuda
