@@ -1,16 +1,24 @@
-# PYTHON: the interpreter that the virtual environment is made from.
-# VENV:   its folder; empty means "use PYTHON as it is" (a machine that already has torch).
-# TORCH:  the torch to install into a new environment.
-PYTHON ?= python3
-VENV   ?= .venv
-TORCH  ?= torch==2.13.0
+# PYTHON:  the interpreter that the virtual environment is made from.
+# VENV:    its folder; empty means "use PYTHON as it is" (a machine that already has torch).
+# TORCH:   the torch to install into a new environment.
+# RESULTS: where `make gpu` writes its records.
+PYTHON  ?= python3
+VENV    ?= .venv
+TORCH   ?= torch==2.13.0
+RESULTS ?= benchmarks/results
 
 PY     := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 BIN    := $(if $(VENV),$(VENV)/bin/)
 STAMP  := $(if $(VENV),$(VENV)/installed,build/installed)
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f -name '*.[ch]*')
+FORMAT := $(shell find csrc tests -type f \( -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: venv demo test lint format clean
+# AddressSanitizer must be in the process before Python is; Python's own allocations are never freed at its end.
+ASAN    = FUSEDLSTM_ASAN=1 ASAN_OPTIONS=detect_leaks=0 \
+          LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
+GPU     = $(PY) tests/gpu.py --results $(RESULTS) --commit "$$(git describe --always --abbrev=40 --dirty 2>/dev/null || echo unknown)"
+
+.PHONY: venv demo test test-asan lint format cuda-check gpu gpu-build gpu-test gpu-probes gpu-sanitize clean
 
 venv: $(STAMP)
 
@@ -29,16 +37,41 @@ demo: venv
 test: venv
 	$(PY) -m pytest -n auto
 
+# The CUDA layer on the emulator, with every access checked.
+test-asan: venv
+	$(ASAN) $(PY) -m pytest -n auto -k emulated tests/test_ops.py tests/test_gradients.py tests/test_cuda.py
+
 lint: venv
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(BIN)clang-format --dry-run --Werror $(shell find csrc -type f -name '*.[ch]*')
+	$(BIN)clang-format --dry-run --Werror $(FORMAT)
 
 format: venv
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(BIN)clang-format -i $(shell find csrc -type f -name '*.[ch]*')
+	$(BIN)clang-format -i $(FORMAT)
+
+# Every CUDA source for every architecture; needs nvcc and no GPU. Of a missing package only the headers are used.
+cuda-check: venv
+	$(PY) tests/compile_gate.py --missing | xargs --no-run-if-empty $(PY) -m pip install --quiet --no-deps
+	$(PY) tests/compile_gate.py
+
+# On a machine with a GPU; its own torch and toolkit, nothing fetched: make gpu VENV= PYTHON=python3
+gpu: gpu-build
+	$(MAKE) --keep-going gpu-test gpu-probes gpu-sanitize; status=$$?; $(GPU) summary; exit $$status
+
+gpu-build:
+	FUSEDLSTM_CUDA=1 $(PY) -m pip install --no-build-isolation --no-deps --no-index --editable .
+
+gpu-test:
+	$(GPU) test
+
+gpu-probes:
+	$(GPU) probes
+
+gpu-sanitize:
+	$(GPU) sanitize
 
 clean:
 	rm -rf build dist *.egg-info fusedlstm/*.so .venv

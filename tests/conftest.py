@@ -6,6 +6,8 @@ from collections.abc import Iterator
 # Several test processes share the cores: a thread that waits for its team must sleep, for one that spins keeps the
 # core from the thread it waits for. Read when torch loads OpenMP, so it is set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Without it torch warns of its own products on a GPU, and warnings are errors here. Read when cuBLAS starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import emulated
 import hypothesis
@@ -25,23 +27,28 @@ def _why_no_cuda() -> str | None:
     return None if torch.cuda.is_available() else "no GPU is visible"
 
 
-@pytest.fixture(params=["cpu", "emulated", "cuda"])
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Each device the package supports; one that is absent is skipped by name, or fails when it is required.
-
-    "emulated" is the CUDA layer on CPU tensors (tests/emulation), for machines without a GPU.
-    """
-    if request.param == "emulated":
-        if _C.build_info()["cuda"]:
-            pytest.skip("this build has the CUDA kernels themselves")
-        with emulated.operators():
-            yield torch.device("cpu")
-        return
-    if request.param == "cuda" and (reason := _why_no_cuda()):
+@pytest.fixture
+def cuda() -> torch.device:
+    """The GPU; without one the test is skipped by name, or fails when one is required."""
+    if reason := _why_no_cuda():
         if os.environ.get("FUSEDLSTM_REQUIRE_CUDA") == "1":
             pytest.fail(f"FUSEDLSTM_REQUIRE_CUDA=1, but {reason}")
         pytest.skip(reason)
-    yield torch.device(request.param)
+    return torch.device("cuda")
+
+
+@pytest.fixture(params=["cpu", "emulated", "cuda"])
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Each device the package supports, and the CUDA layer on CPU tensors for machines without a GPU."""
+    if request.param == "cuda":
+        yield request.getfixturevalue("cuda")
+    elif request.param == "cpu":
+        yield torch.device("cpu")
+    elif _C.build_info()["cuda"]:
+        pytest.skip("this build has the CUDA kernels themselves")
+    else:
+        with emulated.operators():
+            yield torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)

@@ -51,3 +51,19 @@ def test_info():
     assert _C.instruction_set() in text
     run = subprocess.run([sys.executable, "-m", "fusedlstm", "info"], capture_output=True, text=True, check=True)
     assert run.stdout == text + "\n"
+
+
+def test_importing_does_not_start_cuda():
+    """A process that has started CUDA cannot use it after a fork, as the workers of a data loader are made."""
+    script = (
+        "import os, torch, fusedlstm\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    device = 'cuda' if fusedlstm._C.build_info()['cuda'] and torch.cuda.is_available() else 'cpu'\n"
+        "    y, _ = fusedlstm.LSTM(3, 4, device=device)(torch.randn(5, 2, 3, device=device))\n"
+        "    os._exit(0 if y.isfinite().all() else 1)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

@@ -85,6 +85,23 @@ def test_native_sources_know_only_what_their_role_needs(path):
     assert path.name == "module.cpp" or not any("pybind11" in name for name in _includes(path))
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_cuda_is_known_where_it_must_be(path):
+    """Whatever else is in csrc/ compiles without a toolkit; that is what lets kernels and plan run in these tests."""
+    toolkit = [name for name in _includes(path) if name.startswith(("cuda_", "cublas"))]
+    assert not toolkit or path.name in ("device.cuh", "launch.h", "context.cpp")
+
+
+HARDWARE = r"\basm\b|__sync|__shfl|__shared__|__threadfence|threadIdx|blockIdx|blockDim|gridDim|atomic[A-Z]"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_kernels_touch_the_hardware_through_its_wrappers(path):
+    """What goes past device.cuh would not run on the emulator."""
+    if path.suffix in (".cu", ".cuh") and path.name != "device.cuh":
+        assert not re.search(HARDWARE, path.read_text())
+
+
 BANNED = [
     r"\bat::",
     r"\bc10::",

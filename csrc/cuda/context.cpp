@@ -5,9 +5,6 @@
 #endif
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/c/shim.h>
 
 #include "../stable.h"
 

@@ -2,6 +2,8 @@
 // so that the accuracy tests see the rounding of the layer and not that of a library which is not here.
 #include "cuda/context.h"
 
+#include <atomic>
+
 #include "cuda/stepwise.cuh"
 
 namespace fusedlstm::cuda {
@@ -22,6 +24,8 @@ Limits Context::limits() const {
 }
 
 namespace {
+
+std::atomic<uint64_t> products = 0;
 
 template <class IO, class Out>
 void multiply(const Product& p) {
@@ -45,6 +49,7 @@ void multiply(const Product& p) {
 }  // namespace
 
 void Context::multiply(const Product& product) const {
+  ++products;
   with_type(implementation_->type, [&]<class IO>(IO) {
     if (product.wide) {
       cuda::multiply<IO, typename Compute<IO>::type>(product);
@@ -56,7 +61,13 @@ void Context::multiply(const Product& product) const {
 
 }  // namespace fusedlstm::cuda
 
-// Each test starts the count of launches anew, so that its schedules do not depend on the tests before it.
+// For the tests: each starts the count of launches anew, so that its schedules do not depend on those before
+// it.
 extern "C" __attribute__((visibility("default"))) void fusedlstm_emulation_set_seed(uint64_t seed) {
   fusedlstm::emulation::set_seed(seed);
+  fusedlstm::cuda::products = 0;
+}
+// Kernels and products that the device was given since.
+extern "C" __attribute__((visibility("default"))) uint64_t fusedlstm_emulation_work() {
+  return fusedlstm::emulation::launches() + fusedlstm::cuda::products;
 }

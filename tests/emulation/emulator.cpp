@@ -31,6 +31,10 @@ void set_blocks_per_multiprocessor(unsigned count) {
   machine().blocks_per_multiprocessor = count;
 }
 
+uint64_t launches() {
+  return machine().launches;
+}
+
 unsigned multiprocessors() {
   return machine().multiprocessors;
 }

@@ -12,6 +12,7 @@ void set_seed(
     uint64_t seed);  // the schedule; also restarts the count of launches, from which each gets its own
 void set_multiprocessors(unsigned count);
 void set_blocks_per_multiprocessor(unsigned count);
+uint64_t launches();  // since the seed was set
 unsigned multiprocessors();
 unsigned blocks_per_multiprocessor();
 constexpr std::size_t kSharedMemoryLimit = 227 * 1024;  // bytes a block can get

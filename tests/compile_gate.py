@@ -1,0 +1,134 @@
+"""The compile gate: every CUDA source for every architecture, with warnings and spills as errors.
+
+Run as a program it exits with 1 when something is wrong: a source does not compile, a kernel spills, or a kernel uses
+more registers or shared memory than the plan assumes. It needs nvcc, not a GPU. With --missing it prints the packages
+to install first.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fusedlstm import _C
+
+ROOT = Path(__file__).parent.parent
+ARCHS = ("80", "86", "89", "90a", "100", "120")
+KERNELS = sorted((ROOT / "csrc/cuda").glob("*.cu")) + sorted((ROOT / "tests/emulation").glob("*.cu"))
+BINDING = sorted((ROOT / "csrc/cuda").glob("*.cpp"))
+COMMON = ["nvcc", "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}"]
+STRICT = ["-Werror", "all-warnings", "-Xptxas", "-v,--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What ptxas says of one kernel on one architecture."""
+
+    kernel: str
+    arch: str
+    registers: int
+    shared: int  # bytes, static
+
+
+def usages(log: str) -> Iterator[Usage]:
+    """The kernels in the output of ``ptxas -v``."""
+    entries = re.split(r"Compiling entry function '", log)[1:]
+    for entry in entries:
+        kernel, arch = re.match(r"(\w+)' for 'sm_(\w+)'", entry).groups()  # type: ignore[union-attr]
+        registers = re.search(r"Used (\d+) registers", entry)
+        shared = re.search(r"(\d+) bytes smem", entry)
+        assert registers, f"ptxas names no registers for {kernel}"
+        yield Usage(kernel, arch, int(registers[1]), int(shared[1]) if shared else 0)
+
+
+def faults(found: list[Usage], plan: _C.Plan) -> list[str]:
+    """Where kernels of a step use more than the plan assumes, or the step has fewer kernels than it should."""
+    wrong = []
+    stepwise = [usage for usage in found if "stepwise_kernel" in usage.kernel]
+    for usage in stepwise:
+        if usage.registers > plan.registers:
+            wrong.append(f"{usage.kernel}, sm_{usage.arch}: {usage.registers} registers, the plan has {plan.registers}")
+        if usage.shared:
+            wrong.append(f"{usage.kernel}, sm_{usage.arch}: {usage.shared} bytes of shared memory, the plan has none")
+    for arch in ARCHS:
+        kernels = {usage.kernel for usage in stepwise if usage.arch == arch}
+        if len(kernels) != 16:  # forward and backward, four types, one unit or a vector of them
+            wrong.append(f"sm_{arch}: {len(kernels)} kernels of a step, must be 16")
+    return wrong
+
+
+def _compile_kernels(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHS]
+    command = [*COMMON, *STRICT, *targets, "-c", str(source), "-o", str(folder / f"{source.stem}.o")]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def _binding_includes() -> list[str]:
+    """torch's headers, and those of NVIDIA's packages for a toolkit without cuBLAS."""
+    torch_folder = Path(torch.__file__).parent
+    return [
+        f"-I{torch_folder / 'include'}",
+        *(f"-I{folder}" for folder in torch_folder.parent.glob("nvidia/*/include")),
+    ]
+
+
+def _compile_binding(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Through nvcc, which passes the source to the host's compiler with the toolkit's headers."""
+    flags = [*_binding_includes(), "-Xcompiler", "-Wall,-Werror,-fvisibility=hidden,-fPIC"]
+    command = [*COMMON, *flags, "-c", str(source), "-o", str(folder / f"{source.stem}.o")]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def _missing_packages() -> list[str]:
+    with tempfile.NamedTemporaryFile("w", suffix=".cpp") as source:
+        source.write("#include <cublas_v2.h>\n")
+        source.flush()
+        command = [*COMMON, *_binding_includes(), "-E", source.name]
+        found = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return [] if found else ["nvidia-cublas"]
+
+
+def main(arguments: list[str]) -> int:
+    if shutil.which("nvcc") is None:
+        if "--missing" not in arguments:
+            print("compile gate: SKIPPED, there is no nvcc on the PATH: no CUDA source has been compiled")
+        return 0
+    if "--missing" in arguments:
+        print(*_missing_packages())
+        return 0
+    plan = _C.make_plan(
+        _C.Problem(steps=1, batch=1, hidden=64), _C.Limits(multiprocessors=1, threads_per_multiprocessor=1024)
+    )
+    found: list[Usage] = []
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
+        folder = Path(name)
+        jobs = {source: pool.submit(_compile_kernels, source, folder) for source in KERNELS}
+        jobs |= {source: pool.submit(_compile_binding, source, folder) for source in BINDING}
+        for source, job in jobs.items():
+            result = job.result()
+            print(f"{'compiled' if result.returncode == 0 else 'FAILED  '}  {source.relative_to(ROOT)}", flush=True)
+            if result.returncode:
+                wrong.append(f"{source.relative_to(ROOT)}:\n{result.stdout}{result.stderr}")
+            found += usages(result.stdout + result.stderr)
+    print(f"{len(found)} kernels for {', '.join(f'sm_{arch}' for arch in ARCHS)}")
+    for arch in ARCHS:
+        most = max((usage.registers for usage in found if usage.arch == arch), default=0)
+        print(f"sm_{arch:<4} at most {most} registers")
+    wrong += faults(found, plan)
+    for fault in wrong:
+        print(f"compile gate: {fault}", file=sys.stderr)
+    print("compile gate:", "FAILED" if wrong else "passed")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,166 @@
+"""The suite, the probes and compute-sanitizer on this machine's GPU, with a record of what was seen (`make gpu`).
+
+    python tests/gpu.py test | probes | sanitize | summary [--results FOLDER] [--commit HASH]
+
+Each part writes its entry of FOLDER/<gpu>/verification.json and exits with 1 when something failed.
+"""
+
+import argparse
+import datetime
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fusedlstm
+from fusedlstm import _C
+
+ROOT = Path(__file__).parent.parent
+SANITIZERS = ("memcheck", "racecheck", "synccheck")
+
+
+def counts(junit: Path) -> dict[str, int]:
+    """Tests, failures (errors among them) and skips of a pytest run."""
+    suite = ElementTree.parse(junit).getroot()[0]
+    numbers = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+    return {
+        "tests": numbers["tests"],
+        "failed": numbers["failures"] + numbers["errors"],
+        "skipped": numbers["skipped"],
+    }
+
+
+def slug(gpu: str) -> str:
+    """Folder of a GPU's records: "NVIDIA H200" has h200."""
+    return re.sub(r"[^a-z0-9]+", "-", gpu.lower().removeprefix("nvidia ")).strip("-")
+
+
+def write_part(record: Path, machine: dict[str, Any], name: str, part: dict[str, Any]) -> None:
+    """Puts one part into a record; parts that another commit or machine wrote are dropped."""
+    old = json.loads(record.read_text()) if record.exists() else {}
+    same = all(old.get(key) == value for key, value in machine.items())
+    parts = (old["parts"] if same else {}) | {name: part}
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(machine | {"parts": parts}, indent=1) + "\n")
+
+
+def _machine(commit: str) -> dict[str, Any]:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")[0].strip()
+    major, minor = torch.cuda.get_device_capability()
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "compute_capability": f"{major}.{minor}",
+        "driver": driver or "unknown",
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "cudnn": torch.backends.cudnn.version(),
+        "fusedlstm": fusedlstm.__version__,
+        "commit": commit,
+    }
+
+
+def run_suite() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        junit = Path(folder) / "junit.xml"
+        parallel = ["-n", str(min(os.cpu_count() or 1, 8))] if importlib.util.find_spec("xdist") else []
+        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={junit}", *parallel]
+        subprocess.run(command, cwd=ROOT, env=os.environ | {"FUSEDLSTM_REQUIRE_CUDA": "1"}, check=False)
+        return counts(junit)
+
+
+def run_probes() -> dict[str, Any]:
+    """The kernels that the emulator is tested with, without their faults: it and the GPU must agree."""
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder) / "probes"
+        sources = sorted((ROOT / "tests/emulation").glob("probes*.cu"))
+        includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}"]
+        subprocess.run(["nvcc", "-std=c++20", "-O3", "-arch=native", *includes, *sources, "-o", binary], check=True)
+        listed = subprocess.run([binary, "--list"], capture_output=True, text=True, check=True).stdout.splitlines()
+        probes = [line.split() for line in listed if line.endswith(" none")]
+        failed = [
+            probe
+            for probe in probes
+            for seed in "123"
+            if subprocess.run([binary, *probe, seed], timeout=60, check=False).returncode
+        ]
+    return {"tests": 3 * len(probes), "failed": len(failed), "skipped": 0}
+
+
+def run_sanitizers() -> dict[str, Any]:
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        sys.exit("gpu: compute-sanitizer must be on the PATH; it comes with the CUDA toolkit (bin/compute-sanitizer)")
+    # Without torch's cache of memory each tensor is an allocation of its own, whose end memcheck knows.
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    failed = []
+    for sanitizer in SANITIZERS:
+        command = [tool, f"--tool={sanitizer}", "--error-exitcode=9", sys.executable, __file__, "small"]
+        if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode:
+            failed.append(sanitizer)
+    return {"tests": len(SANITIZERS), "failed": len(failed), "skipped": 0, "tools": list(SANITIZERS)}
+
+
+def run_small_cases() -> None:
+    """Forward and backward of small layers of every kind, for the sanitizers."""
+    cases = [{}, {"bidirectional": True}, {"proj_size": 3}, {"bidirectional": True, "proj_size": 4, "bias": False}]
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        for hidden in (8, 13):
+            for options in cases:
+                module = fusedlstm.LSTM(5, hidden, **options, device="cuda", dtype=dtype)
+                for lengths in ([4, 4, 4], [4, 2, 1]):
+                    x = torch.randn(4, 3, 5, device="cuda", dtype=dtype, requires_grad=True)
+                    packed = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths))
+                    module(packed)[0].data.sum().backward()
+                    with torch.no_grad():
+                        module(x)
+    torch.cuda.synchronize()
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "test": run_suite,
+    "probes": run_probes,
+    "sanitize": run_sanitizers,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("part", choices=[*PARTS, "small", "summary"])
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results", help="folder of the records")
+    parser.add_argument("--commit", default="unknown", help="what is being tested")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("gpu: this needs a GPU that torch sees, and torch sees none; `make test` runs without one")
+    if not _C.build_info()["cuda"]:
+        sys.exit("gpu: this build has no CUDA kernels; run `make gpu-build` first")
+    machine = _machine(arguments.commit)
+    record = arguments.results / slug(machine["gpu"]) / "verification.json"
+    if arguments.part == "small":
+        run_small_cases()
+        return 0
+    if arguments.part == "summary":
+        print(record.read_text())
+        return 0
+    start = time.monotonic()
+    part = PARTS[arguments.part]()
+    part["seconds"] = round(time.monotonic() - start, 1)
+    part["date"] = datetime.date.today().isoformat()
+    write_part(record, machine, arguments.part, part)
+    print(f"gpu-{arguments.part}: {part} on {machine['gpu']}, recorded in {record}")
+    return 1 if part["failed"] or not part["tests"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
