@@ -44,9 +44,11 @@ def lstm_layer(
         >>> y, h_n, c_n = lstm_layer(x, state, state, [torch.randn(16, 3), torch.randn(16, 4)])
     """
     if x.device.type not in _DEVICES:
+        places = "the CPU or a CUDA GPU" if "cuda" in _DEVICES else "the CPU"
+        remedy = "reinstall fusedlstm with a CUDA toolkit" if x.is_cuda else "move the module and its input there"
         raise RuntimeError(
-            f"lstm: input must be on {' or '.join(_DEVICES)}, got {x.device}, for which this build of fusedlstm has no"
-            " kernels; reinstall it with a CUDA toolkit for a GPU, or use nn.LSTM (fusedlstm.restore_lstm)"
+            f"lstm: input must be on {places}, got {x.device}, for which this fusedlstm has no kernels; {remedy},"
+            " or use nn.LSTM (fusedlstm.restore_lstm)"
         )
     weights = list(weights)
     tf32 = x.is_cuda and x.dtype == torch.float32 and _tf32_allowed()
