@@ -37,9 +37,9 @@ demo: venv
 test: venv
 	$(PY) -m pytest -n auto
 
-# The CUDA layer on the emulator, with every access checked.
+# The CUDA layer on the emulator, with every access checked; a report ends the run, so it must not be captured.
 test-asan: venv
-	$(ASAN) $(PY) -m pytest -n auto -k emulated tests/test_ops.py tests/test_gradients.py tests/test_cuda.py
+	$(ASAN) $(PY) -m pytest --capture=no -k emulated tests/test_ops.py tests/test_gradients.py tests/test_cuda.py
 
 lint: venv
 	$(PY) -m ruff check .
