@@ -16,9 +16,9 @@ FORMAT := $(shell find csrc tests -type f \( -name '*.[ch]' -o -name '*.cpp' -o 
 # AddressSanitizer must be in the process before Python is; Python's own allocations are never freed at its end.
 ASAN    = FUSEDLSTM_ASAN=1 ASAN_OPTIONS=detect_leaks=0 \
           LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
-GPU     = $(PY) tests/gpu.py --results $(RESULTS) --commit "$$(git describe --always --abbrev=40 --dirty 2>/dev/null || echo unknown)"
+GPU     = $(PY) -m tests.gpu --results $(RESULTS) --commit "$$(git describe --always --abbrev=40 --dirty 2>/dev/null || echo unknown)"
 
-.PHONY: venv demo test test-asan lint format cuda-check gpu gpu-build gpu-test gpu-probes gpu-sanitize clean
+.PHONY: venv demo bench test test-asan lint format cuda-check gpu gpu-build gpu-test gpu-probes gpu-sanitize gpu-bench clean
 
 venv: $(STAMP)
 
@@ -33,6 +33,12 @@ $(STAMP): $(NATIVE) | $(if $(VENV),$(VENV)/bin/python)
 
 demo: venv
 	$(PY) -m benchmarks.language_model
+
+# About eight minutes on two cores; rows, tables, figures, and the README's section.
+bench: venv
+	$(PY) -m benchmarks run
+	$(PY) -m benchmarks plot
+	$(PY) -m benchmarks report
 
 test: venv
 	$(PY) -m pytest -n auto
@@ -72,6 +78,12 @@ gpu-probes:
 
 gpu-sanitize:
 	$(GPU) sanitize
+
+# The GPU targets' grid; QUICK=--quick for a few cases.
+gpu-bench:
+	$(PY) -m benchmarks run --device cuda --seconds 0.2 $(QUICK)
+	$(PY) -m benchmarks plot --device cuda
+	$(PY) -m benchmarks report --device cuda
 
 clean:
 	rm -rf build dist *.egg-info fusedlstm/*.so .venv

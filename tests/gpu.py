@@ -1,6 +1,6 @@
 """The suite, the probes and compute-sanitizer on this machine's GPU, with a record of what was seen (`make gpu`).
 
-    python tests/gpu.py test | probes | sanitize | summary [--results FOLDER] [--commit HASH]
+    python -m tests.gpu test | probes | sanitize | summary [--results FOLDER] [--commit HASH]
 
 Each part writes its entry of FOLDER/<gpu>/verification.json and exits with 1 when something failed.
 """
@@ -10,7 +10,6 @@ import datetime
 import importlib.util
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 
 import fusedlstm
+from benchmarks import environment
 from fusedlstm import _C
 
 ROOT = Path(__file__).parent.parent
@@ -41,11 +41,6 @@ def counts(junit: Path) -> dict[str, int]:
     }
 
 
-def slug(gpu: str) -> str:
-    """Folder of a GPU's records: "NVIDIA H200" has h200."""
-    return re.sub(r"[^a-z0-9]+", "-", gpu.lower().removeprefix("nvidia ")).strip("-")
-
-
 def write_part(record: Path, machine: dict[str, Any], name: str, part: dict[str, Any]) -> None:
     """Puts one part into a record; parts that another commit or machine wrote are dropped."""
     old = json.loads(record.read_text()) if record.exists() else {}
@@ -56,19 +51,8 @@ def write_part(record: Path, machine: dict[str, Any], name: str, part: dict[str,
 
 
 def _machine(commit: str) -> dict[str, Any]:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")[0].strip()
-    major, minor = torch.cuda.get_device_capability()
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "compute_capability": f"{major}.{minor}",
-        "driver": driver or "unknown",
-        "cuda": torch.version.cuda,
-        "torch": torch.__version__,
-        "cudnn": torch.backends.cudnn.version(),
-        "fusedlstm": fusedlstm.__version__,
-        "commit": commit,
-    }
+    device = torch.device("cuda")
+    return {"gpu": environment.device_name(device), **environment.versions(device), "commit": commit}
 
 
 def run_suite() -> dict[str, Any]:
@@ -106,7 +90,7 @@ def run_sanitizers() -> dict[str, Any]:
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     failed = []
     for sanitizer in SANITIZERS:
-        command = [tool, f"--tool={sanitizer}", "--error-exitcode=9", sys.executable, __file__, "small"]
+        command = [tool, f"--tool={sanitizer}", "--error-exitcode=9", sys.executable, "-m", "tests.gpu", "small"]
         if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode:
             failed.append(sanitizer)
     return {"tests": len(SANITIZERS), "failed": len(failed), "skipped": 0, "tools": list(SANITIZERS)}
@@ -146,7 +130,7 @@ def main() -> int:
     if not _C.build_info()["cuda"]:
         sys.exit("gpu: this build has no CUDA kernels; run `make gpu-build` first")
     machine = _machine(arguments.commit)
-    record = arguments.results / slug(machine["gpu"]) / "verification.json"
+    record = arguments.results / environment.folder(torch.device("cuda")) / "verification.json"
     if arguments.part == "small":
         run_small_cases()
         return 0

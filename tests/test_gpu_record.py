@@ -17,14 +17,6 @@ def test_counts_of_a_run(tmp_path):
     assert gpu.counts(tmp_path / "junit.xml") == {"tests": 9, "failed": 3, "skipped": 3}
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"),
-    [("NVIDIA H200", "h200"), ("NVIDIA GeForce RTX 4090", "geforce-rtx-4090"), ("A100-SXM4", "a100-sxm4")],
-)
-def test_folder_of_a_gpu(name, folder):
-    assert gpu.slug(name) == folder
-
-
 def test_parts_of_one_commit_come_together(tmp_path):
     record = tmp_path / "h200" / "verification.json"
     gpu.write_part(record, {"commit": "a"}, "test", {"failed": 0})
@@ -36,7 +28,9 @@ def test_parts_of_one_commit_come_together(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so():
-    program = Path(__file__).parent / "gpu.py"
-    run = subprocess.run([sys.executable, program, "test"], capture_output=True, text=True, check=False)
+    root = Path(__file__).parent.parent
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.gpu", "test"], cwd=root, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 1
     assert "torch sees none" in run.stderr

@@ -1,0 +1,133 @@
+"""Measures LSTMs side by side, and makes tables and figures of what was measured.
+
+    python -m benchmarks run [--set cpu|gpu|quick|all] [--case NAME ...] [--provider NAME ...]
+    python -m benchmarks report | plot | growth | list
+
+Rows go to benchmarks/results/<machine>/rows.csv; measuring again replaces them.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import environment, growth, measure, plots, records, report
+from benchmarks.cases import CASES, DTYPES, MODES, SETS, Case
+from benchmarks.providers import PROVIDERS
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--device", default=default, choices=["cpu", "cuda"], help="default: a GPU if there is one")
+    common.add_argument("--results", type=Path, help="folder of the rows (default: benchmarks/results/<machine>)")
+    run = commands.add_parser("run", parents=[common], help="measure and write rows")
+    run.add_argument("--set", choices=SETS, help="cases to measure (default: cpu or gpu)")
+    run.add_argument("--case", action="append", choices=CASES, metavar="NAME", help="single cases instead of a set")
+    run.add_argument("--provider", action="append", choices=PROVIDERS, metavar="NAME", help="default: all of them")
+    run.add_argument("--mode", action="append", choices=MODES, help="default: inference, training and lm_step")
+    run.add_argument("--dtype", action="append", choices=DTYPES, help="default: float32, on a GPU all of them")
+    run.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU, for every provider")
+    run.add_argument("--seconds", type=float, default=1.0, help="of timing for each provider of each measurement")
+    run.add_argument("--quick", action="store_true", help="the quick set, a fifth of the seconds")
+    run.add_argument("--toy", action="store_true", help="every case at a size for tests; its rows mean nothing")
+    for name, text in (("report", "tables.md, and the README's section"), ("plot", "figures")):
+        commands.add_parser(name, parents=[common], help=f"write {text} from the rows")
+    grow = commands.add_parser("growth", parents=[common], help="how time and memory grow with T, N, H and L")
+    grow.add_argument("--quick", action="store_true")
+    commands.add_parser("list", help="cases and providers")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; without the program's name in ``arguments``, and None takes the process's own."""
+    args = _parse(arguments)
+    if args.command == "list":
+        for case in CASES.values():
+            print(
+                f"{case.name:<18} T{case.T} N{case.N} I{case.I} H{case.H} L{case.L} D{case.D} P{case.P}  {case.origin}"
+            )
+        for provider in PROVIDERS.values():
+            print(f"{provider.name:<18} {provider.about}")
+        return 0
+    if args.command == "run" and args.toy and not args.results:
+        sys.exit("run: --toy needs --results FOLDER; its rows would stand among real ones")
+    device = torch.device(args.device)
+    folder = args.results or records.RESULTS / environment.folder(device)
+    if args.command == "run":
+        return _run(args, device, folder / "rows.csv")
+    if args.command == "growth":
+        return _growth(device, args.quick)
+    rows = records.read(folder / "rows.csv")
+    if args.command == "report":
+        (folder / "tables.md").write_text(report.tables(rows))
+        if folder == report.shown(records.RESULTS):  # a GPU's rows go before a processor's
+            report.update_readme(README, rows)
+        print(report.tables(rows))
+    else:
+        plots.draw(rows, folder)
+    return 0
+
+
+def _cases(args: argparse.Namespace) -> list[Case]:
+    names = args.case or SETS["quick" if args.quick else args.set or ("gpu" if args.device == "cuda" else "cpu")]
+    cases = [CASES[name] for name in names]
+    return [case.toy() for case in cases] if args.toy else cases
+
+
+def _run(args: argparse.Namespace, device: torch.device, path: Path) -> int:
+    torch.set_num_threads(args.threads)
+    # Ratios are of one run: fusedlstm and nn.LSTM take part in each.
+    names = dict.fromkeys(["fusedlstm", measure.BASELINE, *(args.provider or PROVIDERS)])
+    providers = [PROVIDERS[name] for name in names]
+    modes = args.mode or ["inference", "training", "lm_step"]
+    dtypes = args.dtype or (["float32"] if device.type == "cpu" else list(DTYPES))
+    work = [
+        (case, mode, dtype)
+        for case, dtype, mode in product(_cases(args), dtypes, modes)
+        if mode != "lm_step" or (case.V and dtype in ("float32", "ieee"))
+    ]
+    seconds = args.seconds / 5 if args.quick or args.toy else args.seconds
+    failures = 0
+    bar = tqdm(work, unit="measurement", file=sys.stderr)
+    for case, mode, dtype in bar:
+        bar.set_postfix_str(f"{case.name} {mode} {dtype}")
+        rows = list(measure.measure(case, mode, dtype, providers, device, seconds))
+        records.write(path, rows)  # at once: what was measured survives an interruption
+        failures += sum(row.provider == "fusedlstm" and bool(row.error) for row in rows)
+        for row in rows:
+            tqdm.write(_line(row))
+    print(f"{len(work)} measurements in {path}; {failures} in which fusedlstm failed its check")
+    return 1 if failures else 0
+
+
+def _line(row: records.Row) -> str:
+    name = f"{row.case:<18} {row.mode:<10} {row.dtype:<9} {row.provider:<14}"
+    if row.error:
+        return f"{name} {row.error}"
+    ratio = "" if row.ratio is None else f"{row.ratio:6.2f}x of nn.LSTM ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
+    return f"{name} {row.median_us:12.1f} us {ratio}"
+
+
+def _growth(device: torch.device, quick: bool) -> int:
+    provider = [PROVIDERS["fusedlstm"]]
+    for variable in "TNHL":
+        points = []
+        for case in tqdm(growth.sweep(variable, quick), desc=f"growth with {variable}", file=sys.stderr):
+            for row in measure.measure(replace(case, V=0), "training", "float32", provider, device, 0.5):
+                points.append((variable, getattr(case, variable), row.median_us, row.peak_mib))
+        print(growth.table(points))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

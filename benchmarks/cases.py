@@ -1,0 +1,111 @@
+"""What is measured: named shapes with their origin, modes and precisions."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+# "float32" follows the device's default (TF32 on a GPU); "ieee" is float32 without TF32, a GPU's alone.
+DTYPES = {
+    "float32": torch.float32,
+    "ieee": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+MODES = {
+    "inference": "forward without gradients",
+    "forward": "forward that keeps what a backward pass needs",
+    "backward": "backward alone",
+    "training": "forward and backward",
+    "lm_step": "a whole step of the language model: embedding, LSTM, linear layer, loss, backward, clipping, Adam",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One LSTM and its input: T steps, N rows, I features, H hidden units, L layers, D directions, P outputs of a
+    projection (0: none); V is the vocabulary of a language model, in which `lm_step` is measured too."""
+
+    name: str
+    T: int
+    N: int
+    I: int
+    H: int
+    L: int = 1
+    D: int = 1
+    P: int = 0
+    V: int = 0
+    origin: str = ""
+
+    @property
+    def outputs(self) -> int:
+        """Values a direction puts out in a step."""
+        return self.P or self.H
+
+    def toy(self) -> "Case":
+        """The same kind of case at a size for tests."""
+        few = {"T": min(self.T, 3), "N": min(self.N, 2), "I": min(self.I, 5), "H": min(self.H, 8)}
+        return replace(self, **few, L=min(self.L, 2), P=min(self.P, 3), V=min(self.V, 11))
+
+
+_CASES = [
+    # Language models.
+    Case("lm_200", 35, 20, 200, 200, L=2, V=10_000, origin="pytorch/examples word_language_model, its defaults"),
+    Case("lm_medium", 35, 20, 650, 650, L=2, V=10_000, origin="Zaremba et al. 2014, medium"),
+    Case("lm_large", 35, 20, 1500, 1500, L=2, V=10_000, origin="Zaremba et al. 2014, large"),
+    Case("awd_lstm", 70, 80, 400, 1150, L=3, origin="Merity et al. 2017, AWD-LSTM on Penn Treebank (all layers 1150)"),
+    Case("lm_2048", 128, 64, 2048, 2048, L=2, origin="Jozefowicz et al. 2016, in the size of a present GPU"),
+    Case("lm_char", 100, 32, 128, 512, L=2, V=256, origin="characters or bytes, Karpathy's char-rnn"),
+    # Speech.
+    Case("speech_encoder", 400, 16, 320, 320, L=5, D=2, origin="bidirectional encoders of LAS and CTC systems"),
+    Case("rnnt_prediction", 64, 32, 640, 2048, L=2, P=640, origin="He et al. 2019, prediction network of an RNN-T"),
+    # Reinforcement learning, forecasting, long sequences.
+    Case("rl_policy", 256, 2048, 128, 128, origin="pytorch/rl, its benchmark of LSTM backends"),
+    Case("rl_rollout", 32, 2048, 128, 128, origin="the same over a shorter rollout"),
+    Case("forecast", 168, 64, 32, 64, L=2, origin="a week of hours, as in DeepAR-like models"),
+    Case("long_768", 1024, 16, 768, 768, origin="FlashRNN paper (Pöppel et al. 2024), its H100 figure"),
+    Case("long_768_b1", 1024, 1, 768, 768, origin="the same, one sequence"),
+    Case("long_8192", 8192, 4, 768, 768, origin="audio and log streams"),
+    # One sequence or one step at a time.
+    Case("sequence_128", 100, 1, 128, 128, origin="one sequence, small"),
+    Case("sequence_512", 100, 1, 512, 512, origin="one sequence"),
+    Case("batch_256", 128, 16, 256, 256, origin="a small batch"),
+    Case("batch_512", 256, 64, 512, 512, origin="a middle-sized batch"),
+    Case("stream_128", 1, 1, 128, 128, origin="one step of one stream, small"),
+    Case("stream_512", 1, 1, 512, 512, origin="one step of one stream"),
+    Case("stream_512_b32", 1, 32, 512, 512, origin="one step of 32 streams"),
+    Case("stream_512_b64", 1, 64, 512, 512, origin="one step of 64 streams"),
+]
+
+
+def _square(T: int, N: int, H: int, L: int = 1) -> Case:
+    return Case(f"t{T}_n{N}_h{H}_l{L}", T, N, H, H, L=L, origin="the GPU targets' grid")
+
+
+# The 24 shapes on which the GPU targets are judged: batch, hidden size and length each from small to large.
+GPU_GRID = [
+    *(_square(35, 20, H, L=2) for H in (200, 650, 1500)),
+    *(_square(256, 64, H) for H in (64, 128, 160, 256, 512, 1024, 2048)),
+    *(_square(256, N, 1024) for N in (8, 32, 128, 256)),
+    *(_square(1024, N, 1024) for N in (1, 8)),
+    *(_square(1024, N, 768) for N in (1, 16)),
+    _square(512, 32, 512, L=2),
+    _square(256, 128, 1024, L=4),
+    _square(70, 80, 1152, L=3),
+    _square(1024, 8, 2048),
+    _square(128, 256, 2048, L=2),
+    _square(64, 64, 4096),
+]
+
+CASES = {case.name: case for case in [*_CASES, *GPU_GRID]}
+
+# What `make bench` and `make gpu-bench` run: as much as fits their time.
+SETS = {
+    "cpu": [
+        "lm_200", "lm_medium", "lm_char", "sequence_128", "sequence_512", "batch_256", "batch_512", "rl_rollout",
+        "rnnt_prediction", "forecast", "stream_128", "stream_512", "stream_512_b32",
+    ],
+    "gpu": [case.name for case in GPU_GRID],
+    "quick": ["lm_200", "batch_256", "sequence_512", "stream_512"],
+    "all": list(CASES),
+}  # fmt: skip

@@ -1,0 +1,101 @@
+"""The machine that rows are from, and how fast it is at the two things that bound everything."""
+
+import datetime
+import platform
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.utils.benchmark.utils.timer import timer
+
+import fusedlstm
+from benchmarks.cases import DTYPES
+
+
+@cache
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def folder(device: torch.device) -> str:
+    """Name of the folder for a machine's records."""
+    return folder_of(device_name(device), device.type == "cuda")
+
+
+def folder_of(name: str, is_gpu: bool) -> str:
+    """The same for the name of a device: "NVIDIA H200" has h200, a processor cpu-<name>."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("nvidia ")).strip("-")
+    return slug if is_gpu else f"cpu-{slug}"
+
+
+@cache
+def versions(device: torch.device) -> dict[str, str]:
+    """Driver, CUDA, cuDNN, torch and fusedlstm, as the columns of a row; empty where there is none."""
+    found = {"torch": torch.__version__, "fusedlstm": fusedlstm.__version__, "driver": "", "cuda": "", "cudnn": ""}
+    if device.type == "cuda":
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        output = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+        found["driver"] = output.split("\n")[0].strip() or "unknown"
+        found["cuda"] = str(torch.version.cuda)
+        found["cudnn"] = str(torch.backends.cudnn.version())
+    return found
+
+
+@cache
+def commit() -> str:
+    """The commit that is checked out, with -dirty where files differ from it; unknown outside a repository."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    output = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent).stdout
+    return output.strip() or "unknown"
+
+
+def columns(device: torch.device, dtype: str) -> dict[str, Any]:
+    """The environment's columns of a row."""
+    tflops, gb_s = peaks(device, dtype, torch.get_num_threads())
+    return {
+        "device": device_name(device),
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+        "peak_tflops": tflops,
+        "peak_gb_s": gb_s,
+        **versions(device),
+    }
+
+
+@cache
+def peaks(device: torch.device, dtype: str, threads: int) -> tuple[float, float]:
+    """TFLOP/s of a large product and GB/s (read and written) of a large copy, the medians of some runs.
+
+    ``threads`` tells the calls of the cache apart.
+    """
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = dtype == "float32"
+    try:
+        product = _seconds(lambda: a @ b)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+    source = torch.randn(2**28 if device.type == "cuda" else 2**25, device=device)
+    target = torch.empty_like(source)
+    copy = _seconds(lambda: target.copy_(source))
+    return 2 * size**3 / product / 1e12, 2 * source.numel() * 4 / copy / 1e9
+
+
+def _seconds(run: Any) -> float:
+    """Median of seven calls after two; `timer` waits for the GPU."""
+    times = []
+    for _ in range(9):
+        start = timer()
+        run()
+        times.append(timer() - start)
+    return median(times[2:])

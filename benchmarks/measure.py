@@ -1,0 +1,286 @@
+"""One case measured: every provider checked against float64, then all of them timed in turns."""
+
+import contextlib
+import copy
+import math
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark.utils.timer import timer
+
+from benchmarks import environment
+from benchmarks.cases import DTYPES, Case
+from benchmarks.providers import Contestant, Provider, State, without_fast_path
+from benchmarks.records import Row
+from fusedlstm import _C
+from fusedlstm.lm import LanguageModel
+from tests.accuracy import assert_as_accurate
+
+BASELINE = "torch"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Random input, first states and gradients of the outputs, never zeros."""
+
+    x: Tensor
+    hx: State
+    cotangents: list[Tensor]
+
+
+@dataclass
+class Runner:
+    """A provider ready to be timed: ``prepare`` makes what one call of ``run`` uses up."""
+
+    provider: Provider
+    prepare: Callable[[], Any]
+    run: Callable[[Any], Any]
+    first_call_us: float
+    seconds: list[float]  # one a round
+
+
+def measure(
+    case: Case, mode: str, dtype: str, providers: list[Provider], device: torch.device, seconds: float
+) -> Iterator[Row]:
+    """Checks and times the providers that can run a case, about ``seconds`` for each of them, and yields their rows."""
+    providers = [provider for provider in providers if mode in provider.modes and provider.takes(case, dtype, device)]
+    facts = {name: getattr(case, name) for name in ("T", "N", "I", "H", "L", "D", "P", "V")}
+    facts |= {"case": case.name, "mode": mode, "dtype": dtype, "threads": torch.get_num_threads()}
+    facts |= environment.columns(device, dtype)
+    runners: list[Runner] = []
+    with _precision(dtype):
+        check = _LanguageModelCheck(case, device) if mode == "lm_step" else _LayerCheck(case, mode, dtype, device)
+        for provider in providers:
+            absent = provider.absent()
+            if absent:
+                yield Row(**facts, provider=provider.name, error=absent)
+                continue
+            try:
+                with provider.surroundings():
+                    runners.append(check.runner(provider))
+            except Exception as error:  # an opponent that fails is a row that says so, not the end of the run
+                yield Row(**facts, provider=provider.name, error=_text(error))
+        _take_turns(runners, seconds * len(runners))
+        baseline = next((runner for runner in runners if runner.provider.name == BASELINE), None)
+        for runner in runners:
+            yield _row(runner, baseline, facts, device)
+
+
+def _text(error: Exception) -> str:
+    """An error in one line, without the folders of the machine it happened on."""
+    text = re.sub(r"(/[\w.+-]+)+/", "", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+@contextlib.contextmanager
+def _precision(dtype: str) -> Iterator[None]:
+    """ "ieee" turns TF32 off for cuDNN; everything else leaves torch's defaults."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = dtype != "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+class _LayerCheck:
+    """A stack of layers: outputs, last states and (where the mode makes them) gradients by the 2x rule."""
+
+    def __init__(self, case: Case, mode: str, dtype: str, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.mode, self.differentiates = mode, mode in ("backward", "training")
+        options = {"num_layers": case.L, "bidirectional": case.D == 2, "proj_size": case.P, "device": device}
+        self.module = nn.LSTM(case.I, case.H, **options, dtype=DTYPES[dtype])
+        weight = self.module.weight_ih_l0
+        states = case.L * case.D
+        shapes = [(case.T, case.N, case.I), (states, case.N, case.outputs), (states, case.N, case.H)]
+        outputs = [(case.T, case.N, case.D * case.outputs), *shapes[1:]]
+        x, h0, c0 = (torch.randn(shape, device=device).to(weight.dtype) for shape in shapes)
+        self.inputs = Inputs(x, (h0, c0), [torch.randn(shape, device=device).to(weight.dtype) for shape in outputs])
+        truth = copy.deepcopy(self.module).double()
+        self.truth = self._results(Contestant(truth, list(truth.parameters())), torch.float64)
+        own = Contestant(self.module, list(self.module.parameters()))
+        self.own = [self._results(own, weight.dtype)]
+        with without_fast_path():
+            self.own.append(self._results(own, weight.dtype))
+
+    def _results(self, contestant: Contestant, dtype: torch.dtype) -> dict[str, Tensor]:
+        x, h0, c0 = (tensor.to(dtype, copy=True) for tensor in (self.inputs.x, *self.inputs.hx))
+        with torch.set_grad_enabled(self.differentiates):
+            y, (h_n, c_n) = contestant.forward(x.requires_grad_(self.differentiates), (h0, c0))
+        results = {"y": y.detach(), "h_n": h_n.detach(), "c_n": c_n.detach()}
+        if self.differentiates:
+            leaves = [x, *contestant.parameters]
+            names = ["x", *(name for name, _ in self.module.named_parameters())]
+            grads = torch.autograd.grad([y, h_n, c_n], leaves, [grad.to(dtype) for grad in self.inputs.cotangents])
+            results |= {f"grad_{name}": grad for name, grad in zip(names, grads, strict=True)}
+        return {name: tensor.clone() for name, tensor in results.items()}
+
+    def runner(self, provider: Provider) -> Runner:
+        """Makes the provider's LSTM and checks it; its first call is timed by the way."""
+        start = timer()
+        contestant = provider.make(self.module)
+        results = self._results(contestant, self.inputs.x.dtype)
+        first_call_us = (timer() - start) * 1e6
+        assert_as_accurate(results, self.own, self.truth)
+        return Runner(provider, *self._steps(contestant), first_call_us, [])
+
+    def _steps(self, contestant: Contestant) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+        x, hx = self.inputs.x.clone().requires_grad_(self.differentiates), self.inputs.hx
+        cotangents = self.inputs.cotangents
+
+        def forward(_: Any) -> Any:
+            return contestant.forward(x, hx)
+
+        def inference(_: Any) -> Any:
+            with torch.no_grad():
+                return contestant.forward(x, hx)
+
+        def backward(outputs: Any) -> Any:
+            y, states = outputs
+            return torch.autograd.grad([y, *states], [x, *contestant.parameters], cotangents)
+
+        if self.mode == "backward":
+            return lambda: forward(None), backward
+        run = {"inference": inference, "forward": forward, "training": lambda _: backward(forward(None))}[self.mode]
+        return lambda: None, run
+
+
+class _LanguageModelCheck:
+    """A training step of a language model: its loss and every gradient by the 2x rule."""
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        self.case, self.device = case, device
+        self.tokens = torch.randint(case.V, (case.T + 1, case.N), device=device)
+        truth = self._model("torch").double()
+        self.truth = self._results(truth)
+        self.own = [self._results(self._model("torch"))]
+        with without_fast_path():
+            self.own.append(self._results(self._model("torch")))
+
+    def _model(self, cell: str) -> LanguageModel:
+        torch.manual_seed(0)
+        return LanguageModel(self.case.V, self.case.I, self.case.H, self.case.L, cell=cell).to(self.device)
+
+    def _loss(self, model: LanguageModel) -> Tensor:
+        logits, _ = model(self.tokens[:-1])
+        return nn.functional.cross_entropy(logits.flatten(0, 1), self.tokens[1:].flatten())
+
+    def _results(self, model: LanguageModel) -> dict[str, Tensor]:
+        loss = self._loss(model)
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        names = [f"grad_{name}" for name, _ in model.named_parameters()]
+        return {"loss": loss.detach()} | dict(zip(names, grads, strict=True))
+
+    def runner(self, provider: Provider) -> Runner:
+        """Makes the provider's model and checks it; its first step is timed by the way."""
+        assert provider.cell
+        start = timer()
+        model = self._model(provider.cell)
+        results = self._results(model)
+        first_call_us = (timer() - start) * 1e6
+        assert_as_accurate(results, self.own, self.truth)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+        def step(_: Any) -> None:
+            optimizer.zero_grad()
+            self._loss(model).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+        return Runner(provider, lambda: None, step, first_call_us, [])
+
+
+def _time(runner: Runner, calls: int) -> float:
+    """Seconds of one call, the mean of some in a row; the timer waits for the GPU."""
+    with runner.provider.surroundings():
+        prepared = [runner.prepare() for _ in range(calls)]
+        start = timer()
+        for each in prepared:
+            runner.run(each)
+        return (timer() - start) / calls
+
+
+def _take_turns(runners: list[Runner], seconds: float) -> None:
+    """A round is one sample of each runner in an order of its own: a slow moment of the machine hits all of them.
+
+    A sample is as many calls as last 10 ms, after one round that does not count. At least 5 rounds, at most 60.
+    """
+    calls = {}
+    for runner in runners:
+        _time(runner, 1)
+        calls[runner.provider.name] = max(1, min(1000, math.ceil(0.01 / _time(runner, 1))))
+    order = random.Random(0)
+    end = time.monotonic() + seconds
+    rounds = 0
+    while runners and rounds < 60 and (rounds < 5 or time.monotonic() < end):
+        for runner in order.sample(runners, len(runners)):
+            runner.seconds.append(_time(runner, calls[runner.provider.name]))
+        rounds += 1
+
+
+def interval(baseline: list[float], own: list[float], resamples: int = 2000) -> tuple[float, float]:
+    """95% interval of median(baseline) / median(own), by resampling the rounds both took part in."""
+    pairs = torch.tensor([baseline, own], dtype=torch.float64)
+    picks = torch.randint(pairs.shape[1], (resamples, pairs.shape[1]), generator=torch.Generator().manual_seed(0))
+    medians = pairs[:, picks].quantile(0.5, dim=2)
+    low, high = (medians[0] / medians[1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def _row(runner: Runner, baseline: Runner | None, facts: dict[str, Any], device: torch.device) -> Row:
+    times = torch.tensor(runner.seconds, dtype=torch.float64) * 1e6
+    low, middle, high = times.quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)).tolist()
+    ratio = ratio_low = ratio_high = None
+    if baseline:
+        ratio = median(baseline.seconds) / median(runner.seconds)
+        ratio_low, ratio_high = interval(baseline.seconds, runner.seconds)
+    return Row(
+        **facts,
+        provider=runner.provider.name,
+        median_us=round(middle, 2),
+        p20_us=round(low, 2),
+        p80_us=round(high, 2),
+        samples=len(runner.seconds),
+        ratio=ratio,
+        ratio_low=ratio_low,
+        ratio_high=ratio_high,
+        first_call_us=round(runner.first_call_us, 1),
+        note=_note(runner, facts, device),
+        **(_of_gpu(runner, with_kernels=facts["mode"] == "inference") if device.type == "cuda" else {}),
+    )
+
+
+def _note(runner: Runner, facts: dict[str, Any], device: torch.device) -> str:
+    name = runner.provider.name
+    if name == "fusedlstm" and device.type == "cpu":
+        return f"{_C.instruction_set()} kernels"
+    if name in ("onnxruntime", "openvino", "flashrnn"):
+        return f"version {version(name)}"
+    # torch packs the weights of a module for cuDNN only in the types that it takes to be cuDNN's.
+    if device.type == "cuda" and facts["dtype"] == "bfloat16" and name in ("torch", "torch_layers", "torch_graph"):
+        return "weights not packed: torch copies them at every call"
+    return ""
+
+
+def _of_gpu(runner: Runner, with_kernels: bool) -> dict[str, Any]:
+    """Memory at its peak beyond what was there, and the kernels that took most of the time, of one more call."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    _time(runner, 1)
+    found: dict[str, Any] = {"peak_mib": round((torch.cuda.max_memory_allocated() - before) / 2**20, 2)}
+    if with_kernels:
+        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+            _time(runner, 1)
+        events = sorted(profiled.key_averages(), key=lambda event: -event.device_time_total)
+        found["kernels"] = "; ".join(event.key[:60] for event in events[:4])
+    return found

@@ -1,0 +1,211 @@
+"""Who is measured: each provider makes something to call of the same nn.LSTM."""
+
+import contextlib
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fusedlstm
+from benchmarks import engines
+from benchmarks.cases import Case
+
+State = tuple[Tensor, Tensor]
+Forward = Callable[[Tensor, State], tuple[Tensor, State]]
+
+ALL_MODES = frozenset(("inference", "forward", "backward", "training", "lm_step"))
+PASSES = ALL_MODES - {"lm_step"}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An LSTM to call, and its parameters in nn.LSTM's order; without any it makes no gradients."""
+
+    forward: Forward
+    parameters: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A way to run an LSTM.
+
+    ``make`` takes an nn.LSTM whose weights it must use; ``takes`` says for which case, dtype and device it can;
+    ``absent`` what is missing where it is not installed; ``cell`` is its name in fusedlstm.lm for `lm_step`.
+    """
+
+    name: str
+    about: str
+    make: Callable[[nn.LSTM], Contestant]
+    modes: frozenset[str] = PASSES
+    takes: Callable[[Case, str, torch.device], bool] = lambda case, dtype, device: True
+    absent: Callable[[], str | None] = lambda: None
+    surroundings: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+    cell: str | None = None
+
+
+def _fused(module: nn.LSTM) -> Contestant:
+    fused = fusedlstm.replace_lstm(copy.deepcopy(module))
+    return Contestant(fused, list(fused.parameters()))
+
+
+def _as_it_comes(module: nn.LSTM) -> Contestant:
+    return Contestant(module, list(module.parameters()))
+
+
+@contextlib.contextmanager
+def without_fast_path():  # type: ignore[no-untyped-def]
+    """torch's own layers in place of oneDNN's and cuDNN's; other switches stay as they are."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+            yield
+    finally:
+        torch.backends.cudnn.enabled = before
+
+
+def _single_layers(module: nn.LSTM) -> Contestant:
+    """One nn.LSTM a layer: cuDNN has its persistent kernel for single layers alone."""
+    outputs = (1 + module.bidirectional) * (module.proj_size or module.hidden_size)
+    options = {"bias": module.bias, "bidirectional": module.bidirectional, "proj_size": module.proj_size}
+    weight = module.weight_ih_l0
+    layers = []
+    for index in range(module.num_layers):
+        inputs = module.input_size if index == 0 else outputs
+        layer = nn.LSTM(inputs, module.hidden_size, **options, device=weight.device, dtype=weight.dtype)
+        with torch.no_grad():
+            for name, parameter in layer.named_parameters():
+                parameter.copy_(getattr(module, name.replace("_l0", f"_l{index}")))
+        layers.append(layer)
+
+    def forward(x: Tensor, hx: State) -> tuple[Tensor, State]:
+        states = zip(hx[0].chunk(len(layers)), hx[1].chunk(len(layers)), strict=True)
+        h_n, c_n = [], []
+        for layer, state in zip(layers, states, strict=True):
+            x, (h, c) = layer(x, state)
+            h_n.append(h)
+            c_n.append(c)
+        return x, (torch.cat(h_n), torch.cat(c_n))
+
+    return Contestant(forward, [parameter for layer in layers for parameter in layer.parameters()])
+
+
+def _cell(gates_x: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor) -> State:
+    i, f, g, o = (gates_x + F.linear(h, weight_hh)).chunk(4, 1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def _compiled(module: nn.LSTM) -> Contestant:
+    """What one writes oneself: the input's product over all steps, and a compiled cell in a loop."""
+    torch._dynamo.reset()  # each case gets code for its own sizes
+    cell = torch.compile(_cell, dynamic=False)
+
+    def forward(x: Tensor, hx: State) -> tuple[Tensor, State]:
+        h_n, c_n = [], []
+        for layer in range(module.num_layers):
+            weights = [getattr(module, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            gates_x = F.linear(x, weights[0], weights[2] + weights[3])
+            h, c = hx[0][layer], hx[1][layer]
+            steps = []
+            for t in range(len(x)):
+                h, c = cell(gates_x[t], h, c, weights[1])
+                steps.append(h)
+            x = torch.stack(steps)
+            h_n.append(h)
+            c_n.append(c)
+        return x, (torch.stack(h_n), torch.stack(c_n))
+
+    return Contestant(forward, list(module.parameters()))
+
+
+# The compiler takes longer for a case than all other providers together.
+_COMPILED_CASES = ("lm_200", "sequence_128", "t35_n20_h650_l2")
+
+
+def _graphed(module: nn.LSTM) -> Contestant:
+    """nn.LSTM as a CUDA graph, captured at the first call."""
+    captured: dict[str, object] = {}
+
+    def capture(x: Tensor, hx: State) -> None:
+        inputs = x.clone(), (hx[0].clone(), hx[1].clone())
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                module(*inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = module(*inputs)
+        captured.update(graph=graph, inputs=inputs, outputs=outputs)
+
+    def forward(x: Tensor, hx: State) -> tuple[Tensor, State]:
+        if not captured:
+            capture(x, hx)
+        (to_x, to_hx) = captured["inputs"]  # type: ignore[misc]
+        for target, source in ((to_x, x), (to_hx[0], hx[0]), (to_hx[1], hx[1])):
+            target.copy_(source)
+        captured["graph"].replay()  # type: ignore[attr-defined]
+        return captured["outputs"]  # type: ignore[return-value]
+
+    return Contestant(forward, [])
+
+
+def _on_cpu(case: Case, dtype: str, device: torch.device) -> bool:
+    return device.type == "cpu" and dtype == "float32" and not case.P
+
+
+def _on_gpu(case: Case, dtype: str, device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def _engine(name: str, about: str, takes: Callable[[Case, str, torch.device], bool]) -> Provider:
+    def make(module: nn.LSTM) -> Contestant:
+        create = getattr(engines, name)
+        return Contestant(create(module, torch.get_num_threads()) if takes is _on_cpu else create(module), [])
+
+    return Provider(
+        name, about, make, modes=frozenset(("inference",)), takes=takes, absent=lambda: engines.why_absent(name)
+    )
+
+
+def _one_plain_layer(case: Case, dtype: str, device: torch.device) -> bool:
+    return device.type == "cuda" and case.L == case.D == 1 and not case.P
+
+
+PROVIDERS = {
+    provider.name: provider
+    for provider in (
+        Provider("fusedlstm", "this package", _fused, modes=ALL_MODES, cell="lstm"),
+        Provider("torch", "nn.LSTM as it comes (oneDNN, cuDNN)", _as_it_comes, modes=ALL_MODES, cell="torch"),
+        Provider(
+            "torch_plain",
+            "nn.LSTM with oneDNN and cuDNN off",
+            _as_it_comes,
+            takes=lambda case, dtype, device: device.type == "cpu" or case.T <= 256,
+            surroundings=without_fast_path,
+        ),
+        Provider(
+            "torch_layers",
+            "an nn.LSTM for each layer, in which cuDNN may use its persistent kernel",
+            _single_layers,
+            takes=lambda case, dtype, device: device.type == "cuda" and case.L > 1,
+        ),
+        Provider(
+            "compiled_cell",
+            "a cell of one's own under torch.compile, in a loop",
+            _compiled,
+            takes=lambda case, dtype, device: case.name in _COMPILED_CASES,
+        ),
+        Provider("torch_graph", "nn.LSTM in a CUDA graph", _graphed, modes=frozenset(("inference",)), takes=_on_gpu),
+        _engine("onnxruntime", "ONNX Runtime", _on_cpu),
+        _engine("openvino", "OpenVINO", _on_cpu),
+        _engine("flashrnn", "FlashRNN, fused", _one_plain_layer),
+        _engine("haste", "haste", _one_plain_layer),
+    )
+}

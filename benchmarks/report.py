@@ -1,0 +1,295 @@
+"""Tables from rows alone: whatever they say follows from the rows and from nothing else."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import geometric_mean
+
+from benchmarks import environment
+from benchmarks.cases import CASES, DTYPES, MODES, Case
+from benchmarks.records import Row
+from benchmarks.roofline import bound_us, flops, least_bytes
+
+OURS, TORCH = "fusedlstm", "torch"
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+_SUMMARY_MODES = ("inference", "training")
+# Columns that a caption holds, and what is put before their values.
+_CAPTION = {"device": "", "threads": "threads ", "torch": "torch ", "driver": "driver ", "cuda": "CUDA "}
+_CAPTION |= {"cudnn": "cuDNN ", "fusedlstm": "fusedlstm ", "commit": "commit ", "date": "on "}
+
+Key = tuple[str, str, int, str]  # dtype, mode, threads, name of the case
+Group = dict[str, Row]  # the rows of one key by provider
+
+
+def groups(rows: Iterable[Row]) -> dict[Key, Group]:
+    """Rows that may be compared with each other, in the order of the tables whatever the order of the rows."""
+    found: dict[Key, Group] = {}
+    for row in sorted(rows, key=_order):
+        found.setdefault((row.dtype, row.mode, row.threads, row.case), {})[row.provider] = row
+    return found
+
+
+def case_of(row: Row) -> Case:
+    """The case that a row measured."""
+    return Case(row.case, row.T, row.N, row.I, row.H, L=row.L, D=row.D, P=row.P, V=row.V)
+
+
+def time_us(row: Row | None) -> float | None:
+    """Median of a row in microseconds; None for a row that holds an error, and for none."""
+    return None if row is None or row.error else row.median_us
+
+
+def ratio(group: Group, other: str) -> float | None:
+    """Time of another provider over fusedlstm's: above 1, fusedlstm is faster."""
+    ours, theirs = time_us(group.get(OURS)), time_us(group.get(other))
+    if ours is None or theirs is None:
+        return None
+    recorded = group[OURS].ratio if other == TORCH else None
+    return theirs / ours if recorded is None else recorded
+
+
+def ratios(group: Group) -> dict[str, float]:
+    """The ratio against each other provider that has a time, the fastest of them first."""
+    found = {name: value for name in group if name != OURS and (value := ratio(group, name)) is not None}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def label(provider: str) -> str:
+    """A provider's name for readers."""
+    return "nn.LSTM" if provider == TORCH else provider
+
+
+def folder(rows: Iterable[Row]) -> str:
+    """Name of the folder of a machine's rows, as benchmarks.environment.folder gives it."""
+    row = min(rows, key=_order)
+    return environment.folder_of(row.device, bool(row.cuda))
+
+
+def shown(results: Path) -> Path | None:
+    """The folder whose rows the README shows: the first GPU's, else the first processor's; None without any."""
+    folders = [path.parent for path in results.glob("*/rows.csv")]
+    return min(folders, key=lambda path: (path.name.startswith("cpu-"), path.name), default=None)
+
+
+def caption(rows: Sequence[Row]) -> str:
+    """Device, threads, versions, commits and dates of rows; several values where the rows differ."""
+    parts = [(name, sorted({str(getattr(row, column)) for row in rows} - {""})) for column, name in _CAPTION.items()]
+    return ", ".join(name + " and ".join(values) for name, values in parts if values)
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """Everything that the rows of one machine say, as Markdown."""
+    found = groups(rows)
+    kinds = list(dict.fromkeys(key[:3] for key in found))
+    threads = {kind[2] for kind in kinds}
+    parts = [
+        "# Benchmarks",
+        f"{caption(rows)}.",
+        "Times are medians, with their 20th and 80th percentile. A ratio is the time of the other over that of"
+        " fusedlstm: above 1, fusedlstm is faster. That against nn.LSTM comes with its 95% interval. The bound is what"
+        " the operations or the bytes of a case take at least at the rates under its table, with every byte from"
+        " memory: a case whose data stay in caches may pass it.",
+    ]
+    for dtype, mode, count in kinds:
+        of_kind = [group for key, group in found.items() if key[:3] == (dtype, mode, count)]
+        parts += [f"## {dtype}, {mode}" + (f", threads: {count}" if len(threads) > 1 else ""), f"{MODES[mode]}."]
+        parts += _table(of_kind)
+    return "\n\n".join([*parts, *_slower(found), *_absent(found)]) + "\n"
+
+
+def _order(row: Row) -> tuple[int, int, int, int, str, int, str]:
+    names = list(CASES)
+    case = names.index(row.case) if row.case in CASES else len(names)
+    provider = [OURS, TORCH].index(row.provider) if row.provider in (OURS, TORCH) else 2
+    place = list(DTYPES).index(row.dtype), list(MODES).index(row.mode), row.threads
+    return *place, case, row.case, provider, row.provider
+
+
+def _is_absent(row: Row) -> bool:
+    return row.error.startswith("absent: ")
+
+
+def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else f"{value:g}"
+
+
+def _size(row: Row) -> str:
+    optional = [f"{name}{value}" for name, value, usual in (("D", row.D, 1), ("P", row.P, 0)) if value != usual]
+    vocabulary = [f"V{row.V}"] if row.mode == "lm_step" else []
+    return " ".join([f"T{row.T} N{row.N} I{row.I} H{row.H} L{row.L}", *optional, *vocabulary])
+
+
+def _time(row: Row | None) -> str:
+    """A time with its unit, or in words why there is none."""
+    if row is None:
+        return "-"
+    if row.error or row.median_us is None:
+        return "absent" if _is_absent(row) else "error"
+    scale, unit = (1.0, "us") if row.median_us < 1000 else (1e3, "ms")
+    spread = ""
+    if row.provider == OURS and row.p20_us is not None and row.p80_us is not None:
+        spread = f" ({digits(row.p20_us / scale)}..{digits(row.p80_us / scale)})"
+    return f"{digits(row.median_us / scale)} {unit}{spread}"
+
+
+def _against_torch(group: Group) -> str:
+    value = ratio(group, TORCH)
+    if value is None:
+        return "-"
+    low, high = group[OURS].ratio_low, group[OURS].ratio_high
+    return digits(value) + ("" if low is None or high is None else f" ({digits(low)}..{digits(high)})")
+
+
+def _rates(row: Row | None) -> list[str]:
+    """TFLOP/s, GB/s and per cent of the bound."""
+    time = time_us(row)
+    if row is None or time is None:
+        return ["-", "-", "-"]
+    case = case_of(row)
+    rates = [flops(case, row.mode) / time / 1e6, least_bytes(case, row.mode, row.dtype) / time / 1e3]
+    if row.peak_tflops <= 0 or row.peak_gb_s <= 0:
+        return [*map(digits, rates), "-"]
+    share = bound_us(case, row.mode, row.dtype, row.peak_tflops, row.peak_gb_s) / time
+    return [*map(digits, rates), f"{100 * share:.0f}%"]
+
+
+def _table(of_kind: Sequence[Group]) -> list[str]:
+    """The table of one dtype and mode, and what a reader must know beside it."""
+    present = {name for group in of_kind for name, row in group.items() if not _is_absent(row)}
+    others = [TORCH] * (TORCH in present) + sorted(present - {OURS, TORCH})
+    header = ["case", "size", OURS, "ratio to nn.LSTM (95%)", *map(label, others), "TFLOP/s", "GB/s", "of bound"]
+    lines = []
+    for group in of_kind:
+        ours, first = group.get(OURS), next(iter(group.values()))
+        times = [_time(group.get(name)) for name in others]
+        lines.append([first.case, _size(first), _time(ours), _against_torch(group), *times, *_rates(ours)])
+    return [_markdown(header, lines), *_means(of_kind, others), *_remarks(of_kind)]
+
+
+def _means(of_kind: Sequence[Group], others: Sequence[str]) -> list[str]:
+    means = []
+    for name in others:
+        values = [value for group in of_kind if (value := ratio(group, name)) is not None]
+        if values:
+            means.append(f"{label(name)} {digits(geometric_mean(values))} ({_count(len(values), 'case')})")
+    return [f"Geometric mean of the ratios, over the cases both have: {', '.join(means)}."] if means else []
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _remarks(of_kind: Sequence[Group]) -> list[str]:
+    """The rates of the machine, then errors and notes of single rows."""
+    rows = [row for group in of_kind for row in group.values()]
+    rates = [(row.peak_tflops, row.peak_gb_s) for row in rows if row.peak_tflops > 0 and row.peak_gb_s > 0]
+    spans = ["..".join(dict.fromkeys([digits(min(each)), digits(max(each))])) for each in zip(*rates, strict=True)]
+    remarks = [f"Rates of the machine: {spans[0]} TFLOP/s, {spans[1]} GB/s."] if spans else []
+    noted: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        text = " ".join((row.error or row.note).split()).replace("|", "\\|")
+        if text and not _is_absent(row):
+            noted.setdefault((label(row.provider), text), []).append(row.case)
+    lines = [f"- {provider}, {', '.join(cases)}: {text}" for (provider, text), cases in noted.items()]
+    return [*remarks, *(["\n".join(lines)] if lines else [])]
+
+
+def _slower(found: dict[Key, Group]) -> list[str]:
+    """Every case in which any other provider is faster, worst first, and those in which only others have a time."""
+    compared = {key: ratios(group) for key, group in found.items() if ratios(group)}
+    losses = {key: {name: value for name, value in each.items() if value < 1} for key, each in compared.items()}
+    losses = dict(sorted(((k, v) for k, v in losses.items() if v), key=lambda item: min(item[1].values())))
+    lines = []
+    for (dtype, mode, threads, case), others in losses.items():
+        group = found[dtype, mode, threads, case]
+        texts = [_against_torch(group) if name == TORCH else digits(value) for name, value in others.items()]
+        pairs = [f"{label(name)} {text}" for name, text in zip(others, texts, strict=True)]
+        lines.append([case, mode, dtype, str(threads), ", ".join(pairs)])
+    parts = [
+        "## Where fusedlstm is slower",
+        f"Another provider is faster in {len(losses)} of {_count(len(compared), 'measurement')}.",
+    ]
+    if lines:
+        parts.append(_markdown(["case", "mode", "dtype", "threads", "faster than fusedlstm, with the ratio"], lines))
+    missing = [
+        f"{case} {mode} {dtype}"
+        for (dtype, mode, _, case), group in found.items()
+        if time_us(group.get(OURS)) is None and any(time_us(row) is not None for row in group.values())
+    ]
+    return parts + ([f"Without a time of fusedlstm, though another has one: {', '.join(missing)}."] if missing else [])
+
+
+def _absent(found: dict[Key, Group]) -> list[str]:
+    """Providers that were not there, with the reason."""
+    reasons = sorted(
+        {(row.provider, row.error) for group in found.values() for row in group.values() if _is_absent(row)}
+    )
+    lines = [f"- {label(name)}: {' '.join(error.removeprefix('absent: ').split())}" for name, error in reasons]
+    return ["## Absent providers", "\n".join(lines)] if lines else []
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The README's table: each case's ratios in float32, with the largest number of threads that was measured."""
+    threads = max(row.threads for row in rows)
+    chosen = [row for row in rows if row.dtype == "float32" and row.threads == threads]
+    found = groups(row for row in chosen if row.mode in _SUMMARY_MODES)
+    columns = {mode: [group for key, group in found.items() if key[1] == mode] for mode in _SUMMARY_MODES}
+    lines = []
+    for name in dict.fromkeys(key[3] for key in found):
+        of_case = [found.get(("float32", mode, threads, name), {}) for mode in _SUMMARY_MODES]
+        size = next(_size(row) for group in of_case for row in group.values())
+        lines.append([name, size, *(cell for group in of_case for cell in _short(group))])
+    means = []
+    for of_mode in columns.values():
+        to_torch = [value for group in of_mode if (value := ratio(group, TORCH)) is not None]
+        to_fastest = [next(iter(each.values())) for group in of_mode if (each := ratios(group))]
+        means += [digits(geometric_mean(values)) if values else "-" for values in (to_torch, to_fastest)]
+    lines.append(["geometric mean", "", *means])
+    header = [cell for mode in _SUMMARY_MODES for cell in (f"{mode}: ratio to nn.LSTM", "to the fastest other")]
+    file = f"benchmarks/results/{folder(rows)}/rows.csv"
+    text = "Time of the other over that of fusedlstm, float32: above 1, fusedlstm is faster; **below 1** it is slower."
+    absent = sorted({label(row.provider) for row in chosen if _is_absent(row)})
+    parts = [f"{text} {caption(chosen)}; rows: [{file}]({file}).", _markdown(["case", "size", *header], lines)]
+    return "\n\n".join(parts + ([f"Not measured, because absent: {', '.join(absent)}."] if absent else []))
+
+
+def _short(group: Group) -> list[str]:
+    """The ratio against nn.LSTM, and that against the fastest other provider with its name."""
+    if OURS in group and time_us(group[OURS]) is None:
+        return [_time(group[OURS])] * 2
+    to_torch, to_all = ratio(group, TORCH), ratios(group)
+    fastest = [f"{_bold(value)} ({label(name)})" for name, value in to_all.items()]
+    return ["-" if to_torch is None else _bold(to_torch), fastest[0] if fastest else "-"]
+
+
+def _bold(value: float) -> str:
+    return digits(value) if value >= 1 else f"**{digits(value)}**"
+
+
+def readme_section(rows: Sequence[Row]) -> str:
+    """What stands between the README's markers: the summary and the figure."""
+    image = f"benchmarks/results/{folder(rows)}/speedup.svg"
+    return f"{summary(rows)}\n\n![Ratio to nn.LSTM of each case, with its 95% interval]({image})"
+
+
+def update_readme(readme: Path, rows: Sequence[Row]) -> None:
+    """Replaces what stands between the markers of a README by `readme_section`.
+
+    Raises:
+        ValueError: the file does not have each marker once, in their order.
+    """
+    text = readme.read_text(encoding="utf-8")
+    found = re.findall(f"{BEGIN}|{END}", text)
+    if found != [BEGIN, END]:
+        raise ValueError(
+            f"{readme}: must have the lines {BEGIN} and {END} once each, in this order, got {found}; add them"
+        )
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    readme.write_text(f"{before}{BEGIN}\n{readme_section(rows)}\n{END}{after}", encoding="utf-8")

@@ -1,0 +1,184 @@
+"""The benchmark suite at toy size: every case runs, nothing wrong gets a figure, rows replace each other."""
+
+import contextlib
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import environment, measure, records, roofline
+from benchmarks.__main__ import main
+from benchmarks.cases import CASES, GPU_GRID, SETS, Case
+from benchmarks.providers import PROVIDERS, Contestant
+
+CPU = torch.device("cpu")
+QUICK = [PROVIDERS[name] for name in ("fusedlstm", "torch", "torch_plain")]
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def _peaks(monkeypatch):
+    monkeypatch.setattr(environment, "peaks", lambda device, dtype, threads: (0.1, 10.0))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_runs(name):
+    case = CASES[name].toy()
+    for mode in ("inference", "forward", "backward", "training", *(["lm_step"] if case.V else [])):
+        rows = list(measure.measure(case, mode, "float32", QUICK, CPU, 0.0))
+        assert {row.provider for row in rows} == {"fusedlstm", "torch"} | (
+            set() if mode == "lm_step" else {"torch_plain"}
+        )
+        for row in rows:
+            assert not row.error
+            assert row.median_us > 0
+            assert row.p20_us <= row.median_us <= row.p80_us
+            assert row.ratio_low <= row.ratio <= row.ratio_high
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bit_types_run(dtype):
+    rows = list(measure.measure(CASES["batch_256"].toy(), "training", dtype, QUICK[:2], CPU, 0.0))
+    assert [row.error for row in rows] == ["", ""]
+
+
+def _broken(module):
+    """As good as nn.LSTM but for a part in a thousand of one output."""
+
+    def forward(x, hx):
+        y, state = module(x, hx)
+        return torch.cat([y[:-1], y[-1:] * 1.001]), state
+
+    return Contestant(forward, list(module.parameters()))
+
+
+def _failing(module):
+    raise RuntimeError("no such kernel")
+
+
+@pytest.mark.parametrize(
+    ("make", "error"), [(_broken, "AssertionError: y: error"), (_failing, "RuntimeError: no such")]
+)
+def test_a_wrong_result_is_an_error_and_no_figure(make, error):
+    wrong = replace(PROVIDERS["fusedlstm"], make=make)
+    rows = list(measure.measure(CASES["batch_256"].toy(), "inference", "float32", [wrong, *QUICK[1:]], CPU, 0.0))
+    row = next(row for row in rows if row.provider == "fusedlstm")
+    assert row.error.startswith(error)
+    assert row.median_us is row.ratio is row.p20_us is None
+    assert all(not row.error for row in rows if row.provider != "fusedlstm")
+
+
+def test_a_wrong_gradient_is_an_error(monkeypatch):
+    def make(module):
+        def forward(x, hx):
+            y, state = module(x, hx)
+            return y + 1e-3 * (x.sum() - x.sum().detach()), state
+
+        return Contestant(forward, list(module.parameters()))
+
+    wrong = replace(PROVIDERS["fusedlstm"], make=make)
+    (row,) = measure.measure(CASES["batch_256"].toy(), "training", "float32", [wrong], CPU, 0.0)
+    assert row.error.startswith("AssertionError: grad_x: error")
+
+
+def test_an_absent_provider_is_named():
+    absent = replace(PROVIDERS["haste"], absent=lambda: "absent: install haste", takes=lambda case, dtype, device: True)
+    (row,) = measure.measure(CASES["batch_256"].toy(), "inference", "float32", [absent], CPU, 0.0)
+    assert row.error == "absent: install haste"
+    assert row.median_us is None
+
+
+def test_each_provider_gets_its_surroundings():
+    seen = []
+
+    @contextlib.contextmanager
+    def surroundings():
+        seen.append(True)
+        yield
+
+    provider = replace(PROVIDERS["torch_plain"], surroundings=surroundings)
+    list(measure.measure(CASES["batch_256"].toy(), "inference", "float32", [provider], CPU, 0.0))
+    assert len(seen) >= 8  # the check, a call to warm up, one to choose the number of calls, five rounds
+
+
+def test_layers_of_their_own_are_the_same_lstm():
+    module = nn.LSTM(5, 8, num_layers=3, bidirectional=True, proj_size=3)
+    x, hx = torch.randn(4, 2, 5), (torch.randn(6, 2, 3), torch.randn(6, 2, 8))
+    expected, (h_n, c_n) = module(x, hx)
+    contestant = PROVIDERS["torch_layers"].make(module)
+    y, state = contestant.forward(x, hx)
+    assert torch.equal(y, expected)
+    assert torch.equal(state[0], h_n)
+    assert torch.equal(state[1], c_n)
+    assert [p.shape for p in contestant.parameters] == [p.shape for p in module.parameters()]
+
+
+def test_interval_holds_the_ratio_of_steady_times():
+    assert measure.interval([2.0] * 9, [1.0] * 9) == (2.0, 2.0)
+    low, high = measure.interval([2.0, 2.2, 1.8, 2.1, 1.9] * 4, [1.05, 1.0, 0.95, 0.9, 1.1] * 4)
+    assert 1.7 < low < 2.0 < high < 2.3
+
+
+def test_rows_survive_a_file_and_replace_each_other(tmp_path):
+    path = tmp_path / "machine" / "rows.csv"
+    row = records.Row(
+        "a", "torch", "inference", "float32", 2, 1, 1, 1, 1, 1, 1, 0, 0, median_us=1.5, error='say "no", please'
+    )
+    records.write(path, [row, replace(row, provider="fusedlstm")])
+    records.write(path, [replace(row, median_us=2.5)])
+    assert records.read(path) == [replace(row, provider="fusedlstm"), replace(row, median_us=2.5)]
+    path.write_text("case,provider\na,b\n")
+    with pytest.raises(ValueError, match="run the benchmarks again"):
+        records.read(path)
+
+
+def test_flops_and_bytes_of_a_case():
+    case = Case("hand", T=2, N=3, I=5, H=7)
+    assert roofline.flops(case, "inference") == 2 * 2 * 3 * 4 * 7 * (5 + 7)
+    assert roofline.flops(case, "training") == 3 * roofline.flops(case, "inference")
+    for case in (Case("a", 2, 3, 5, 7, L=2, D=2, P=3), Case("b", 2, 3, 5, 7, L=3)):
+        options = {"num_layers": case.L, "bidirectional": case.D == 2, "proj_size": case.P}
+        assert roofline.parameters(case) == sum(p.numel() for p in nn.LSTM(case.I, case.H, **options).parameters())
+
+
+def test_sets_name_cases():
+    assert len(GPU_GRID) == len({case.name for case in GPU_GRID}) == 24
+    assert {name for names in SETS.values() for name in names} <= set(CASES)
+
+
+def test_command_line(tmp_path, capsys):
+    results = ["--results", str(tmp_path), "--device", "cpu"]
+    cases = ["--case", "lm_200", "--case", "stream_128", "--provider", "fusedlstm", "--provider", "torch"]
+    threads = torch.get_num_threads()
+    try:
+        assert main(["run", *results, *cases, "--toy", "--seconds", "0", "--threads", "1"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert {(row.case, row.mode) for row in records.read(tmp_path / "rows.csv")} == {
+        ("lm_200", "inference"),
+        ("lm_200", "training"),
+        ("lm_200", "lm_step"),
+        ("stream_128", "inference"),
+        ("stream_128", "training"),
+    }
+    assert main(["plot", *results]) == 0
+    assert main(["report", *results]) == 0
+    assert (tmp_path / "tables.md").read_text() in capsys.readouterr().out
+    assert {path.suffix for path in tmp_path.iterdir()} == {".csv", ".md", ".svg"}
+
+
+def test_toy_rows_stay_away_from_real_ones():
+    with pytest.raises(SystemExit, match="--toy needs --results"):
+        main(["run", "--toy"])
+
+
+def test_error_texts_name_no_folder():
+    assert measure._text(ImportError("no lib in /home/me/venv/lib/x.so\nfor y")) == "ImportError: no lib in x.so for y"
+
+
+def test_device_folder():
+    assert environment.folder(CPU).startswith("cpu-")
+    assert os.sep not in environment.folder(CPU)
