@@ -88,8 +88,8 @@ def onnxruntime(module: nn.LSTM, threads: int) -> Forward:
     session = ort.InferenceSession(onnx_model(module), options, providers=["CPUExecutionProvider"])
 
     def forward(x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        # Arrays go in and come out without a copy. Binding the memory of torch's tensors instead took as long, and for
-        # a single step 60 us longer.
+        # Arrays go in and come out without a copy. Binding the memory of torch's tensors instead takes as long, and for
+        # a single step about 50 us longer.
         arrays = {name: tensor.numpy() for name, tensor in zip(("x", "h0", "c0"), (x, *hx), strict=True)}
         y, h_n, c_n = (torch.from_numpy(array) for array in session.run(None, arrays))
         return y, (h_n, c_n)
@@ -98,7 +98,7 @@ def onnxruntime(module: nn.LSTM, threads: int) -> Forward:
 
 
 def openvino(module: nn.LSTM, threads: int) -> Forward:
-    """The module in OpenVINO on the CPU, compiled anew for each T and N: up to a tenth faster than for any T and N.
+    """The module in OpenVINO on the CPU, compiled anew for each T and N: about a tenth faster than left open.
 
     Args:
         module: as `onnx_model` takes it.
@@ -110,7 +110,7 @@ def openvino(module: nn.LSTM, threads: int) -> Forward:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "f32",  # its default is bfloat16 where the CPU has it
-        # Threads bound to cores were no faster alone, and several times slower beside the waiting threads of torch.
+        # Threads bound to cores were no faster alone, and up to five times slower beside other busy threads.
         "ENABLE_CPU_PINNING": False,
     }
     core, model = ov.Core(), onnx_model(module)
@@ -136,8 +136,9 @@ def openvino(module: nn.LSTM, threads: int) -> Forward:
     return forward
 
 
-# FlashRNN and Haste are for GPUs alone. What is below was written from their public interfaces (FlashRNN's wheel 1.0.8,
-# Haste's frameworks/pytorch at commit ed8cdec) and has not run on them; tests/test_engines.py runs it on stand-ins.
+# FlashRNN and Haste are for GPUs alone. What follows was written from their public interfaces (FlashRNN's wheel 1.0.8;
+# Haste's frameworks/pytorch/lstm.py at ed8cdec and base_rnn.py at 440d57f) and has not run on a GPU. It agrees with
+# nn.LSTM in FlashRNN's own "vanilla" backend on the CPU, and in the stand-ins of tests/test_engines.py.
 
 
 def flashrnn(module: nn.LSTM) -> nn.Module:
