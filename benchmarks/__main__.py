@@ -37,7 +37,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--mode", action="append", choices=MODES, help="default: inference, training and lm_step")
     run.add_argument("--dtype", action="append", choices=DTYPES, help="default: float32, on a GPU all of them")
     run.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU, for every provider")
-    run.add_argument("--seconds", type=float, default=1.0, help="of timing for each provider of each measurement")
+    run.add_argument("--seconds", type=float, default=0.7, help="of timing for each provider of each measurement")
     run.add_argument("--quick", action="store_true", help="the quick set, a fifth of the seconds")
     run.add_argument("--toy", action="store_true", help="every case at a size for tests; its rows mean nothing")
     for name, text in (("report", "tables.md, and the README's section"), ("plot", "figures")):
