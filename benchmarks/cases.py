@@ -58,7 +58,7 @@ _CASES = [
     Case("lm_char", 100, 32, 128, 512, L=2, V=256, origin="characters or bytes, Karpathy's char-rnn"),
     # Speech.
     Case("speech_encoder", 400, 16, 320, 320, L=5, D=2, origin="bidirectional encoders of LAS and CTC systems"),
-    Case("rnnt_prediction", 64, 32, 640, 2048, L=2, P=640, origin="He et al. 2019, prediction network of an RNN-T"),
+    Case("rnnt_prediction", 32, 8, 640, 2048, L=2, P=640, origin="He et al. 2019, prediction network of an RNN-T"),
     # Reinforcement learning, forecasting, long sequences.
     Case("rl_policy", 256, 2048, 128, 128, origin="pytorch/rl, its benchmark of LSTM backends"),
     Case("rl_rollout", 32, 2048, 128, 128, origin="the same over a shorter rollout"),
