@@ -1,6 +1,7 @@
 """A stack of LSTM layers as a function: layers in order, dropout between them."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ def lstm(
     dropout: float = 0.0,
     training: bool = False,
     batch_first: bool = False,
-) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+    lengths: Tensor | None = None,
+    return_states: bool = False,
+) -> Any:
     """Runs a stack of LSTM layers with the given weights.
 
     Args:
@@ -36,13 +39,19 @@ def lstm(
         dropout: probability with which an output of any layer but the last is zeroed.
         training: whether dropout is active.
         batch_first: whether ``input`` and the output are [N, T, ...]; hx is not affected.
+        lengths: steps of each row, int64 [N] on the device of ``input``, 0 to T, in any order; None means T for
+            all. What ``input`` holds past a row's end is not used. Not with a PackedSequence, which has its own.
+        return_states: whether every state of every layer is returned too. Not with a PackedSequence.
 
     Returns:
         The output, [T, N, D*P] ([N, T, D*P] with ``batch_first``) or a PackedSequence, and the pair of last
-        states, shaped as ``hx``.
+        states, shaped as ``hx``. With ``lengths`` the output is zero past a row's end and the last states are those
+        of its last step (hx for a row of no steps). With ``return_states`` also a pair (h_all, c_all) of
+        [num_layers * D, T, N, P] and [num_layers * D, T, N, H]: the states after each step, zero past a row's end.
 
     Raises:
-        ValueError: ``num_layers`` is below 1, or ``weights`` cannot be divided among the layers and directions.
+        ValueError: ``num_layers`` is below 1, ``weights`` cannot be divided among the layers and directions, or a
+            PackedSequence comes with ``lengths`` or ``return_states``.
         RuntimeError: a shape, dtype or device does not fit.
 
     Source: ``torch.nn.LSTM``; unlike it, T may be 0, and then the last states are the first ones.
@@ -54,11 +63,29 @@ def lstm(
         >>> y.shape
         torch.Size([7, 5, 4])
     """
+    p = dropout if training else 0.0
     if isinstance(input, PackedSequence):
-        return _packed(input, hx, weights, num_layers, bidirectional, dropout if training else 0.0)
+        if lengths is not None or return_states:
+            name = "return_states" if lengths is None else "lengths"
+            raise ValueError(f"lstm: {name} must not come with a PackedSequence; use pad_packed_sequence(input)")
+        return _packed(input, hx, weights, num_layers, bidirectional, p)
     x = input.transpose(0, 1) if batch_first else input
-    y, state = _stack(x, hx, weights, num_layers, bidirectional, dropout if training else 0.0)
-    return y.transpose(0, 1) if batch_first else y, state
+    if lengths is not None:  # the gradient of weight_ih would multiply what stands there, NaN too, by zero
+        past = torch.arange(len(x), device=x.device)[:, None] >= lengths
+        x = x.masked_fill(past[:, :, None], 0)
+    layers = _stack(x, hx, weights, num_layers, bidirectional, p, lengths, keep_cells=return_states)
+    y = layers.y.transpose(0, 1) if batch_first else layers.y
+    if not return_states:
+        return y, layers.last
+    directions = 2 if bidirectional else 1
+    h_all, c_all = (torch.cat([_by_direction(each, directions) for each in every]) for every in (layers.h, layers.c))
+    return y, layers.last, (h_all, c_all)
+
+
+def _by_direction(states: Tensor, directions: int) -> Tensor:
+    """[T, N, D*H] as [D, T, N, H]."""
+    T, N, width = states.shape
+    return states.reshape(T, N, directions, width // directions).permute(2, 0, 1, 3)
 
 
 def _packed(
@@ -71,9 +98,16 @@ def _packed(
 ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
     # Without the indices, rows stay in their sorted order, which is the order of hx here.
     x, lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes))
-    y, state = _stack(x, hx, weights, num_layers, bidirectional, dropout, lengths)
-    data = pack_padded_sequence(y, lengths).data
-    return PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices), state
+    layers = _stack(x, hx, weights, num_layers, bidirectional, dropout, lengths.to(x.device), packed_lengths=lengths)
+    data = pack_padded_sequence(layers.y, lengths).data
+    return PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices), layers.last
+
+
+class _Layers(NamedTuple):
+    y: Tensor  # of the last layer
+    last: tuple[Tensor, Tensor]
+    h: list[Tensor]  # of each layer, [T, N, D*P]
+    c: list[Tensor]  # of each layer, [T, N, D*H], where they are kept
 
 
 def _stack(
@@ -84,7 +118,9 @@ def _stack(
     bidirectional: bool,
     dropout: float,
     lengths: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    packed_lengths: Tensor | None = None,
+    keep_cells: bool = False,
+) -> _Layers:
     if num_layers < 1:
         raise ValueError(f"lstm: num_layers must be at least 1, got {num_layers}")
     directions = 2 if bidirectional else 1
@@ -94,29 +130,27 @@ def _stack(
             f"lstm: weights must hold as many tensors for each of {num_layers} layers x {directions} directions,"
             f" got {len(weights)}"
         )
-    row_lengths = None if lengths is None else lengths.to(x.device)
-    h_n, c_n = [], []
+    h, c, h_n, c_n = [], [], [], []
     for layer in range(num_layers):
         if layer > 0 and dropout > 0:
-            x = _dropout(x, dropout, lengths)
+            x = _dropout(x, dropout, packed_lengths)
         first = layer * directions
-        x, h, c = ops.lstm_layer(
-            x,
-            hx[0][first : first + directions],
-            hx[1][first : first + directions],
-            weights[layer * each : (layer + 1) * each],
-            row_lengths,
+        state = hx[0][first : first + directions], hx[1][first : first + directions]
+        x, h_last, c_last, cells = ops.lstm_layer(
+            x, *state, weights[layer * each : (layer + 1) * each], lengths, keep_cells=keep_cells
         )
-        h_n.append(h)
-        c_n.append(c)
-    if num_layers == 1:
-        return x, (h_n[0], c_n[0])
-    return x, (torch.cat(h_n), torch.cat(c_n))
+        h.append(x)
+        h_n.append(h_last)
+        c_n.append(c_last)
+        if cells is not None:
+            c.append(cells)
+    last = (h_n[0], c_n[0]) if num_layers == 1 else (torch.cat(h_n), torch.cat(c_n))
+    return _Layers(x, last, h, c)
 
 
-def _dropout(x: Tensor, p: float, lengths: Tensor | None) -> Tensor:
-    """torch's own dropout, drawn over the valid steps alone as nn.LSTM does: the same seed, the same masks."""
-    if lengths is None:
+def _dropout(x: Tensor, p: float, packed_lengths: Tensor | None) -> Tensor:
+    """torch's own dropout; for packed sequences drawn over the valid steps alone, for nn.LSTM's masks."""
+    if packed_lengths is None:
         return F.dropout(x, p)
-    packed = pack_padded_sequence(x, lengths)
+    packed = pack_padded_sequence(x, packed_lengths)
     return pad_packed_sequence(packed._replace(data=F.dropout(packed.data, p)))[0]

@@ -1,6 +1,6 @@
 """The modules: LSTM and LSTMCell, drop-in replacements of torch.nn.LSTM and torch.nn.LSTMCell."""
 
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ class LSTM(nn.RNNBase):
     """``nn.LSTM`` with fused kernels: the same arguments, parameters, ``state_dict`` and results.
 
     Differences from ``nn.LSTM``: the backward pass works in eval mode, second derivatives work (through plain
-    torch: slow but right), a sequence of no steps gives an empty output, and weights are read by name at every
-    call, so that parametrizations, weight norm and weight drop are seen.
+    torch: slow but right), a sequence of no steps gives an empty output, weights are read by name at every call, so
+    that parametrizations, weight norm and weight drop are seen, and ``forward`` takes the lengths of a padded batch
+    and gives every state.
 
     Args:
         input_size: features I of the input.
@@ -74,13 +75,31 @@ class LSTM(nn.RNNBase):
         """Does nothing: the kernels read the parameters where they are (``nn.LSTM`` moves them into one buffer)."""
 
     @overload
-    def __call__(self, input: Tensor, hx: State | None = None) -> tuple[Tensor, State]: ...
+    def __call__(
+        self, input: Tensor, hx: State | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State]: ...
+    @overload
+    def __call__(
+        self,
+        input: Tensor,
+        hx: State | None = None,
+        *,
+        lengths: Tensor | None = None,
+        return_states: Literal[True],
+    ) -> tuple[Tensor, State, State]: ...
     @overload
     def __call__(self, input: PackedSequence, hx: State | None = None) -> tuple[PackedSequence, State]: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return super().__call__(*args, **kwargs)
 
-    def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> tuple[Tensor | PackedSequence, State]:
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        lengths: Tensor | None = None,
+        return_states: bool = False,
+    ) -> Any:
         """Runs the stack over a sequence.
 
         Args:
@@ -88,35 +107,58 @@ class LSTM(nn.RNNBase):
                 dtype and device of the parameters.
             hx: first states (h_0, c_0) of [num_layers * D, N, P] and [num_layers * D, N, H], without N for
                 one sequence; zeros if None. D is 2 if bidirectional, else 1; P is ``proj_size`` or else H.
+            lengths: steps of each row of a batch, integers [N] from 0 to T in any order and on any device; None
+                means T for all. The rest of ``input`` is not used, whatever it holds; the reverse direction starts
+                at each row's own last step. On a GPU a length out of range is cut to it, for to see it would take a
+                wait for the device.
+            return_states: whether the states after every step are returned too.
 
         Returns:
-            The output, [T, N, D*P] or as ``input`` is laid out, and the last states (h_n, c_n), shaped as hx.
+            The output, [T, N, D*P] or as ``input`` is laid out, and the last states (h_n, c_n), shaped as hx. With
+            ``lengths`` the output is zero past a row's end and the last states are those of its last step (hx for a
+            row of no steps). With ``return_states`` also (h_all, c_all), [num_layers * D, T, N, P] and
+            [num_layers * D, T, N, H] whatever ``batch_first`` is (without N for one sequence), zero past a row's
+            end; gradients flow into all of them.
 
         Raises:
-            TypeError: ``input`` or ``hx`` is of the wrong type.
-            ValueError: a shape, dtype or device does not fit; the text names the argument.
+            TypeError: an argument is of the wrong type.
+            ValueError: a shape, dtype, device or length does not fit; the text names the argument.
+
+        Example:
+            >>> lstm = fusedlstm.LSTM(10, 20, bidirectional=True)
+            >>> padded, lengths = torch.randn(7, 3, 10), torch.tensor([4, 7, 0])
+            >>> output, (h_n, c_n), (h_all, c_all) = lstm(padded, lengths=lengths, return_states=True)
+            >>> output[4:, 0].any(), c_all.shape
+            (tensor(False), torch.Size([2, 7, 3, 20]))
         """
         weights = [getattr(self, name) for name in self._flat_weights_names]
         if isinstance(input, PackedSequence):
             self._check_input(input.data, weights[0], packed=True)
             state = self._initial_state(hx, input.data, int(input.batch_sizes[0]), batched=True)
-            output, state = self._run(input, self.permute_hidden(state, input.sorted_indices), weights)
+            options = {"lengths": lengths, "return_states": return_states}
+            output, state = self._run(input, self.permute_hidden(state, input.sorted_indices), weights, **options)
             return output, self.permute_hidden(state, input.unsorted_indices)
 
         self._check_input(input, weights[0], packed=False)
+        batch_dim, steps_dim = (0, 1) if self.batch_first else (1, 0)
         if input.dim() == 3:
-            state = self._initial_state(hx, input, input.shape[0 if self.batch_first else 1], batched=True)
-            return self._run(input, state, weights)
-        batch_dim = 0 if self.batch_first else 1
+            N = input.shape[batch_dim]
+            state = self._initial_state(hx, input, N, batched=True)
+            if lengths is not None:
+                lengths = _check_lengths(lengths, input, N, input.shape[steps_dim])
+            return self._run(input, state, weights, lengths=lengths, return_states=return_states)
+        if lengths is not None:
+            raise ValueError("lstm: lengths must come with a batch, got one sequence; cut it with input[:length]")
         state = self._initial_state(hx, input, 1, batched=False)
-        output, (h_n, c_n) = self._run(input.unsqueeze(batch_dim), state, weights)
-        return output.squeeze(batch_dim), (h_n.squeeze(1), c_n.squeeze(1))
+        output, *states = self._run(input.unsqueeze(batch_dim), state, weights, return_states=return_states)
+        # The batch is dimension 1 of the last states and 2 of all states.
+        return output.squeeze(batch_dim), *((h.squeeze(dim), c.squeeze(dim)) for dim, (h, c) in enumerate(states, 1))
 
     def permute_hidden(self, hx: State, permutation: Tensor | None) -> State:  # type: ignore[override]
         """Reorders the batch of both states, as ``nn.LSTM.permute_hidden`` does."""
         return hx if permutation is None else (hx[0].index_select(1, permutation), hx[1].index_select(1, permutation))
 
-    def _run(self, input: Any, state: State, weights: list[Tensor]) -> tuple[Any, State]:
+    def _run(self, input: Any, state: State, weights: list[Tensor], **options: Any) -> Any:
         return functional.lstm(
             input,
             state,
@@ -126,6 +168,7 @@ class LSTM(nn.RNNBase):
             dropout=self.dropout,
             training=self.training,
             batch_first=self.batch_first,
+            **options,
         )
 
     def _check_input(self, input: Any, weight: Tensor, packed: bool) -> None:
@@ -205,7 +248,7 @@ class LSTMCell(nn.RNNCellBase):
         weights = [self.weight_ih, self.weight_hh]
         if self.bias:
             weights += [self.bias_ih, self.bias_hh]
-        _, h, c = ops.lstm_layer(rows[None], h0[None], c0[None], weights)
+        _, h, c, _ = ops.lstm_layer(rows[None], h0[None], c0[None], weights)
         return (h[0], c[0]) if input.dim() == 2 else (h[0, 0], c[0, 0])
 
 
@@ -225,6 +268,21 @@ def _check_like(function: str, name: str, value: Tensor, other_name: str, other:
             f"{function}: {name} must be on the device of {other_name}, {other.device}, got {value.device};"
             f" use {name}.to({str(other.device)!r})"
         )
+
+
+def _check_lengths(lengths: Any, input: Tensor, N: int, T: int) -> Tensor:
+    """lengths as int64 on the device of input; values are looked at only where that waits for no device."""
+    _check_tensor("lstm", "lengths", lengths)
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"lstm: lengths must be integers, got {lengths.dtype}; use lengths.long()")
+    if list(lengths.shape) != [N]:
+        raise ValueError(f"lstm: lengths must be [{N}], one for each row of input, got {list(lengths.shape)}")
+    if lengths.device.type == "cpu" and N > 0 and not torch.compiler.is_compiling():
+        low, high = (int(value) for value in lengths.aminmax())
+        if low < 0 or high > T:
+            raise ValueError(f"lstm: lengths must be in 0..{T}, the steps of input, got {low if low < 0 else high}")
+    row_lengths: Tensor = lengths.to(device=input.device, dtype=torch.int64, non_blocking=True)
+    return row_lengths
 
 
 def _check_state(

@@ -21,8 +21,13 @@ _DEVICES = ("cpu", "meta", "cuda") if _C.build_info()["cuda"] else ("cpu", "meta
 
 
 def lstm_layer(
-    x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], lengths: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None = None,
+    keep_cells: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Runs one layer, all its directions, as one operator and one autograd node.
 
     Args:
@@ -31,9 +36,11 @@ def lstm_layer(
         c0: first cell state of each direction, [D, N, H], dtype and device of ``x``.
         weights: as in :func:`fusedlstm.reference.layer`, dtype and device of ``x``.
         lengths: steps of each row, int64 [N], 0 to T, on the device of ``x``; None means T for all.
+        keep_cells: whether every cell state is returned too.
 
     Returns:
-        y [T, N, D*P] (zero past a row's length), h_n [D, N, P] and c_n [D, N, H].
+        y [T, N, D*P] (zero past a row's length), h_n [D, N, P], c_n [D, N, H], and the cell states [T, N, D*H]
+        (zero past a row's length, in the dtype of ``x``) or None.
 
     Raises:
         RuntimeError: a shape or dtype does not fit, a length lies outside 0..T, or the device has no kernels.
@@ -41,7 +48,7 @@ def lstm_layer(
 
     Example:
         >>> x, state = torch.randn(5, 2, 3), torch.zeros(1, 2, 4)
-        >>> y, h_n, c_n = lstm_layer(x, state, state, [torch.randn(16, 3), torch.randn(16, 4)])
+        >>> y, h_n, c_n, _ = lstm_layer(x, state, state, [torch.randn(16, 3), torch.randn(16, 4)])
     """
     if x.device.type not in _DEVICES:
         places = "the CPU or a CUDA GPU" if "cuda" in _DEVICES else "the CPU"
@@ -52,11 +59,12 @@ def lstm_layer(
         )
     weights = list(weights)
     tf32 = x.is_cuda and x.dtype == torch.float32 and _tf32_allowed()
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, h0, c0, *weights)):
-        y, h_n, c_n, _cell, _gates = _ops.lstm_forward(x, h0, c0, weights, lengths, tf32)
-    else:
-        y, h_n, c_n = _ops.lstm_inference(x, h0, c0, weights, lengths, tf32)
-    return y, h_n, c_n
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, h0, c0, *weights))
+    if keep_cells or differentiable:
+        y, h_n, c_n, cells, _gates = _ops.lstm_forward(x, h0, c0, weights, lengths, tf32)
+        return y, h_n, c_n, cells.to(x.dtype) if keep_cells else None
+    y, h_n, c_n = _ops.lstm_inference(x, h0, c0, weights, lengths, tf32)
+    return y, h_n, c_n, None
 
 
 @torch.compiler.assume_constant_result

@@ -122,7 +122,7 @@ def test_expanded_inputs_and_gradients(device):
     results = []
     for prepare in (lambda t: t, torch.clone):
         leaves = [prepare(tensor).detach().requires_grad_() for tensor in (x, h0, c0, *weights)]
-        y, _, _ = ops.lstm_layer(*leaves[:3], leaves[3:])
+        y, *_ = ops.lstm_layer(*leaves[:3], leaves[3:])
         grad_y = torch.ones((), device=device).expand(y.shape)
         results.append((y, *torch.autograd.grad(y, leaves, prepare(grad_y))))
     assert all(map(torch.equal, *results))
@@ -177,14 +177,14 @@ def test_saturated_and_non_finite_values_behave_as_in_torch():
     hx = torch.randn(1, len(values), 8), torch.randn(1, len(values), 8)
     with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
         expected, _ = module(x, hx)
-    y, _, _ = ops.lstm_layer(x, *hx, list(module.parameters()))
+    y, *_ = ops.lstm_layer(x, *hx, list(module.parameters()))
     torch.testing.assert_close(y, expected, equal_nan=True)
 
 
 def test_a_long_sequence(device):
     """More steps than cuDNN takes (65,535)."""
     x, h0, c0, weights, _, _ = _arguments(device, T=70_000, N=1, I=1, H=2)
-    y, h_n, _ = ops.lstm_layer(x, h0, c0, weights)
+    y, h_n, *_ = ops.lstm_layer(x, h0, c0, weights)
     half, state = y[:35_000], ops.lstm_layer(x[:35_000], h0, c0, weights)
     assert torch.equal(half, state[0])
     assert torch.equal(ops.lstm_layer(x[35_000:], state[1], state[2], weights)[1], h_n)

@@ -247,6 +247,7 @@ Gradients run_steps(const Work& work, const Incoming& grad, const Saved& saved, 
                     .grad_gates = out.gates.data_ptr(),
                     .grad_gates_step = out.first_gates.data_ptr(),
                     .unprojected = pointer<void>(out.unprojected)};
+  // Adds to what the outputs alone give with a projection.
   Product gates_to_hidden{.m = N,
                           .n = P,
                           .k = 4 * H,
@@ -254,17 +255,13 @@ Gradients run_steps(const Work& work, const Incoming& grad, const Saved& saved, 
                           .b = {.data = weight_hh.data_ptr(), .stride = P, .next = 4 * H * P},
                           .c = grad_h.data_ptr(),
                           .c_stride = P,
-                          .c_next = N * P,
-                          .wide = true,
+                          .c_next = layer.projected ? T * N * P : N * P,
+                          .wide = !layer.projected,
+                          .accumulate = layer.projected,
                           .batch = D};
   for (int64_t step = T - 1; step >= 0; --step) {
     void* const projected = layer.projected ? work.at(*out.projected, step * N * P) : nullptr;
-    if (layer.projected) {
-      gates_to_hidden.c = projected;
-      gates_to_hidden.c_next = T * N * P;
-      gates_to_hidden.wide = false;
-      gates_to_hidden.accumulate = true;
-    }
+    if (layer.projected) gates_to_hidden.c = projected;
     const bool follows = step < T - 1;  // nothing comes from behind the last step
     if (follows) work.context.multiply(gates_to_hidden);
     if (layer.projected)
