@@ -9,13 +9,13 @@ Rows go to benchmarks/results/<machine>/rows.csv; measuring again replaces them.
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+import fusedlstm
 from benchmarks import environment, growth, measure, plots, records, report
 from benchmarks.cases import CASES, DTYPES, MODES, SETS, Case
 from benchmarks.providers import PROVIDERS
@@ -123,8 +123,10 @@ def _growth(device: torch.device, quick: bool) -> int:
     for variable in "TNHL":
         points = []
         for case in tqdm(growth.sweep(variable, quick), desc=f"growth with {variable}", file=sys.stderr):
-            for row in measure.measure(replace(case, V=0), "training", "float32", provider, device, 0.5):
-                points.append((variable, getattr(case, variable), row.median_us, row.peak_mib))
+            lstm = fusedlstm.LSTM(case.I, case.H, case.L, device=device)
+            kept = growth.kept_mib(lstm, torch.randn(case.T, case.N, case.I, device=device))
+            for row in measure.measure(case, "training", "float32", provider, device, 0.5):
+                points.append((variable, getattr(case, variable), row.median_us, kept))
         print(growth.table(points))
     return 0
 

@@ -4,6 +4,9 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import linear_regression
 
+import torch
+from torch import Tensor, nn
+
 from benchmarks.cases import Case
 
 # Sizes of each sweep; the quick one takes the first three. The others stay at T=64, N=16, H=I=256, L=1.
@@ -32,6 +35,24 @@ def sweep(variable: str, quick: bool = False) -> list[Case]:
         name = "growth_" + "_".join(f"{name.lower()}{value}" for name, value in sizes.items())
         cases.append(Case(name, I=sizes["H"], **sizes, origin=f"growth with {variable}"))
     return cases
+
+
+def kept_mib(module: nn.Module, x: Tensor) -> float:
+    """What a forward pass keeps for the backward pass beyond parameters and input, in MiB; the same on any device."""
+    given = {tensor.untyped_storage().data_ptr() for tensor in (x, *module.parameters())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in given:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = module(x)  # held until the storages are counted, lest one takes another's place
+    total = sum(kept.values()) / 2**20
+    del outputs
+    return total
 
 
 def fit(sizes: Sequence[float], values: Sequence[float]) -> float:

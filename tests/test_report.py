@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fusedlstm
 from benchmarks import environment, growth, plots, records, report
 from benchmarks.records import Row
 
@@ -293,3 +294,11 @@ def test_tables_and_figures_are_those_of_the_rows():
         assert (folder / "tables.md").read_text() == report.tables(rows), "run: python -m benchmarks report"
         for name in ("speedup.svg", "scaling.svg", "bound.svg"):
             assert plots.digest_in(folder / name) == plots.digest(rows), "run: python -m benchmarks plot"
+
+
+def test_what_a_forward_pass_keeps_is_counted():
+    module, x = torch.nn.LSTM(5, 8), torch.randn(4, 3, 5)
+    fused = fusedlstm.replace_lstm(module)
+    once, twice = growth.kept_mib(fused, x), growth.kept_mib(fused, torch.randn(8, 3, 5))
+    # y, cell and gates of T*N*H and 4 T*N*H floats; h0 and c0 do not grow with T.
+    assert (twice - once) * 2**20 == 4 * 3 * 8 * (1 + 1 + 4) * 4

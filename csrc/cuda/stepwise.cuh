@@ -143,6 +143,16 @@ __device__ __forceinline__ unsigned item_index() {
   return block_index() * block_size() + thread_index();
 }
 
+// Place of the units that this thread updates in a step of all cells; false for a thread that has none.
+template <int kUnits>
+__device__ __forceinline__ bool find_cells(const Sizes& size, int64_t step, Place& at) {
+  const auto vectors = static_cast<unsigned>(size.hidden / kUnits);
+  const unsigned item = item_index();
+  if (item >= size.directions * size.batch * vectors) return false;
+  at = place(size, step, item / vectors, item % vectors * kUnits);
+  return true;
+}
+
 inline Launch launch_for(int64_t items, int threads, Stream stream) {
   return {.blocks = static_cast<unsigned>((items + threads - 1) / threads),
           .threads = static_cast<unsigned>(threads),

@@ -10,10 +10,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
   using C = typename Compute<IO>::type;
   const Sizes& size = args.size;
   const int64_t H = size.hidden;
-  const auto vectors = static_cast<unsigned>(H / kUnits);
-  const unsigned item = item_index();
-  if (item >= size.directions * size.batch * vectors) return;
-  const Place at = place(size, step, item / vectors, item % vectors * kUnits);
+  Place at;
+  if (!find_cells<kUnits>(size, step, at)) return;
 
   const int64_t sequence = at.sequence_row(size, at.t) * H + at.unit, state = at.row * H + at.unit;
   const int64_t gate = 4 * (sequence - at.unit) + at.unit;
