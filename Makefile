@@ -34,7 +34,7 @@ $(STAMP): $(NATIVE) | $(if $(VENV),$(VENV)/bin/python)
 demo: venv
 	$(PY) -m benchmarks.language_model
 
-# About nine minutes on two cores; rows, tables, figures, and the README's section.
+# About seven minutes on two cores; rows, tables, figures, and the README's section.
 bench: venv
 	$(PY) -m benchmarks run
 	$(PY) -m benchmarks plot

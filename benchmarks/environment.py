@@ -52,10 +52,15 @@ def versions(device: torch.device) -> dict[str, str]:
 
 @cache
 def commit() -> str:
-    """The commit that is checked out, with -dirty where files differ from it; unknown outside a repository."""
-    command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
-    output = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent).stdout
-    return output.strip() or "unknown"
+    """The commit that is checked out, with -dirty where sources differ from it; unknown outside a repository."""
+    root = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=root).stdout.strip()
+
+    head = git("rev-parse", "--short=12", "HEAD")
+    sources = ("csrc", "fusedlstm", "benchmarks", "setup.py", ":!benchmarks/results")
+    return head + ("-dirty" if git("status", "--porcelain", "--", *sources) else "") if head else "unknown"
 
 
 def columns(device: torch.device, dtype: str) -> dict[str, Any]:
