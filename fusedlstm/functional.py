@@ -73,7 +73,7 @@ def lstm(
     if lengths is not None:  # the gradient of weight_ih would multiply what stands there, NaN too, by zero
         past = torch.arange(len(x), device=x.device)[:, None] >= lengths
         x = x.masked_fill(past[:, :, None], 0)
-    layers = _stack(x, hx, weights, num_layers, bidirectional, p, lengths, keep_cells=return_states)
+    layers = _stack(x, hx, weights, num_layers, bidirectional, p, lengths, keep_states=return_states)
     y = layers.y.transpose(0, 1) if batch_first else layers.y
     if not return_states:
         return y, layers.last
@@ -106,8 +106,8 @@ def _packed(
 class _Layers(NamedTuple):
     y: Tensor  # of the last layer
     last: tuple[Tensor, Tensor]
-    h: list[Tensor]  # of each layer, [T, N, D*P]
-    c: list[Tensor]  # of each layer, [T, N, D*H], where they are kept
+    h: list[Tensor]  # of each layer, [T, N, D*P]; empty unless states are kept
+    c: list[Tensor]  # of each layer, [T, N, D*H]; likewise
 
 
 def _stack(
@@ -119,7 +119,7 @@ def _stack(
     dropout: float,
     lengths: Tensor | None = None,
     packed_lengths: Tensor | None = None,
-    keep_cells: bool = False,
+    keep_states: bool = False,
 ) -> _Layers:
     if num_layers < 1:
         raise ValueError(f"lstm: num_layers must be at least 1, got {num_layers}")
@@ -137,12 +137,12 @@ def _stack(
         first = layer * directions
         state = hx[0][first : first + directions], hx[1][first : first + directions]
         x, h_last, c_last, cells = ops.lstm_layer(
-            x, *state, weights[layer * each : (layer + 1) * each], lengths, keep_cells=keep_cells
+            x, *state, weights[layer * each : (layer + 1) * each], lengths, keep_cells=keep_states
         )
-        h.append(x)
         h_n.append(h_last)
         c_n.append(c_last)
-        if cells is not None:
+        if cells is not None:  # otherwise a layer's output is free again once the next layer is done
+            h.append(x)
             c.append(cells)
     last = (h_n[0], c_n[0]) if num_layers == 1 else (torch.cat(h_n), torch.cat(c_n))
     return _Layers(x, last, h, c)
