@@ -35,14 +35,30 @@ inline void check_like(const char* name, const Tensor& tensor, const Tensor& inp
 
 // Weights arrive as nn.LSTM orders them: for each direction weight_ih, weight_hh, then bias_ih and bias_hh
 // if there are biases, then weight_hr if there is a projection.
+struct Inputs {
+  Tensor x, h0, c0;
+  std::vector<Tensor> weights;
+  std::optional<Tensor> lengths, resets;
+};
+
+// Dense, x, states and weights of the given type.
+inline Inputs prepare(const Inputs& in, ScalarType type) {
+  return {prepare(in.x, type),
+          prepare(in.h0, type),
+          prepare(in.c0, type),
+          prepare(in.weights, type),
+          prepare(in.lengths, ScalarType::Long),
+          prepare(in.resets, ScalarType::Bool)};
+}
+
+// The sizes of a layer, and its weights by name.
 struct Layer {
   int64_t steps, batch, input, hidden, outputs, directions;  // T, N, I, H, P, D
   bool biased, projected;
   const std::vector<Tensor>& weights;
 
-  Layer(const Tensor& x, const Tensor& h0, const Tensor& c0, const std::vector<Tensor>& weights,
-        const std::optional<Tensor>& lengths)
-      : weights(weights) {
+  explicit Layer(const Inputs& inputs) : weights(inputs.weights) {
+    const auto& [x, h0, c0, _, lengths, resets] = inputs;
     STD_TORCH_CHECK(x.dim() == 3, "input must be [steps, batch, input_size], got ", shape(x));
     STD_TORCH_CHECK(c0.dim() == 3, "c0 must be [directions, batch, hidden_size], got ", shape(c0));
     STD_TORCH_CHECK(h0.dim() == 3, "h0 must be [directions, batch, outputs], got ", shape(h0));
@@ -72,8 +88,13 @@ struct Layer {
     for (const Tensor& weight : weights) check_like("weights", weight, x);
     if (lengths) {
       check_shape("lengths", *lengths, {batch});
-      STD_TORCH_CHECK(lengths->scalar_type() == torch::headeronly::ScalarType::Long, "lengths must be int64");
+      STD_TORCH_CHECK(lengths->scalar_type() == ScalarType::Long, "lengths must be int64");
       STD_TORCH_CHECK(lengths->device() == x.device(), "lengths must be on the device of input");
+    }
+    if (resets) {
+      check_shape("resets", *resets, {steps, batch});
+      STD_TORCH_CHECK(resets->scalar_type() == ScalarType::Bool, "resets must be bool");
+      STD_TORCH_CHECK(resets->device() == x.device(), "resets must be on the device of input");
     }
   }
 
@@ -97,15 +118,19 @@ struct Layer {
 struct Incoming {
   std::optional<Tensor> y, h_n, c_n, cell;
 };
-// What the forward pass kept: its inputs, every output and cell state, the activated gates.
+// What the forward pass kept: every output and cell state, the activated gates.
 struct Saved {
-  Tensor x, h0, c0, y, cell, gates;
+  Tensor y, cell, gates;
 };
+
+inline void check_outputs(const Layer& layer, const Tensor& y) {
+  check_shape("y", y, {layer.steps, layer.batch, layer.directions * layer.outputs});
+}
 
 inline void check_backward(const Layer& layer, const Incoming& grad, const Saved& saved,
                            const std::vector<int64_t>& need_weights) {
   const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
-  check_shape("y", saved.y, {T, N, D * P});
+  check_outputs(layer, saved.y);
   check_shape("cell", saved.cell, {T, N, D * H});
   check_shape("gates", saved.gates, {T, N, D * 4 * H});
   if (grad.y) check_shape("grad_y", *grad.y, {T, N, D * P});

@@ -4,16 +4,20 @@
 
 STABLE_TORCH_LIBRARY(fusedlstm, m) {
   m.def(
-      "lstm_inference(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, Tensor? lengths,"
+      "lstm_inference(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, Tensor? lengths, Tensor? resets,"
       " bool allow_tf32)"
       " -> (Tensor y, Tensor h_n, Tensor c_n)");
   m.def(
-      "lstm_forward(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, Tensor? lengths,"
-      " bool allow_tf32)"
+      "lstm_forward(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, Tensor? lengths, Tensor? resets,"
+      " bool allow_tf32, bool keep_cells, bool keep_gates)"
       " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cell, Tensor gates)");
+  // What lstm_forward did not keep, from its output: no recurrence but that of the elementwise cell update.
+  m.def(
+      "lstm_rebuild(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, Tensor? lengths, Tensor? resets,"
+      " bool allow_tf32, Tensor y) -> (Tensor cell, Tensor gates)");
   m.def(
       "lstm_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cell,"
-      " Tensor x, Tensor h0, Tensor c0, Tensor[] weights, Tensor? lengths, bool allow_tf32,"
+      " Tensor x, Tensor h0, Tensor c0, Tensor[] weights, Tensor? lengths, Tensor? resets, bool allow_tf32,"
       " Tensor y, Tensor cell, Tensor gates, bool need_x, bool need_h0, int[] need_weights)"
       " -> (Tensor grad_x, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
 }

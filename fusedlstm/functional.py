@@ -22,7 +22,9 @@ def lstm(
     training: bool = False,
     batch_first: bool = False,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     return_states: bool = False,
+    recompute: bool = False,
 ) -> Any:
     """Runs a stack of LSTM layers with the given weights.
 
@@ -41,7 +43,14 @@ def lstm(
         batch_first: whether ``input`` and the output are [N, T, ...]; hx is not affected.
         lengths: steps of each row, int64 [N] on the device of ``input``, 0 to T, in any order; None means T for
             all. What ``input`` holds past a row's end is not used. Not with a PackedSequence, which has its own.
+        resets: where a segment of a row begins, bool [T, N] ([N, T] with ``batch_first``) on the device of ``input``:
+            True at (t, n) makes row n's states, of every layer, zero before its step t, and cuts the gradient
+            there. The reverse direction knows the same segments: it leaves one at its first step t and enters the
+            one before, which ends at t - 1, with states of zero. True at t = 0 replaces the forward direction's
+            hx; True past a row's end does nothing. Not with a PackedSequence.
         return_states: whether every state of every layer is returned too. Not with a PackedSequence.
+        recompute: whether the backward pass rebuilds the gates, by one product over all steps, instead of keeping
+            them: less memory for more work.
 
     Returns:
         The output, [T, N, D*P] ([N, T, D*P] with ``batch_first``) or a PackedSequence, and the pair of last
@@ -51,7 +60,7 @@ def lstm(
 
     Raises:
         ValueError: ``num_layers`` is below 1, ``weights`` cannot be divided among the layers and directions, or a
-            PackedSequence comes with ``lengths`` or ``return_states``.
+            PackedSequence comes with ``lengths``, ``resets`` or ``return_states``.
         RuntimeError: a shape, dtype or device does not fit.
 
     Source: ``torch.nn.LSTM``; unlike it, T may be 0, and then the last states are the first ones.
@@ -65,15 +74,19 @@ def lstm(
     """
     p = dropout if training else 0.0
     if isinstance(input, PackedSequence):
-        if lengths is not None or return_states:
-            name = "return_states" if lengths is None else "lengths"
+        given = {"lengths": lengths is not None, "resets": resets is not None, "return_states": return_states}
+        for name in (name for name, is_given in given.items() if is_given):
             raise ValueError(f"lstm: {name} must not come with a PackedSequence; use pad_packed_sequence(input)")
-        return _packed(input, hx, weights, num_layers, bidirectional, p)
+        return _packed(input, hx, weights, num_layers, bidirectional, p, recompute)
     x = input.transpose(0, 1) if batch_first else input
+    if resets is not None and batch_first:
+        resets = resets.transpose(0, 1)
     if lengths is not None:  # the gradient of weight_ih would multiply what stands there, NaN too, by zero
         past = torch.arange(len(x), device=x.device)[:, None] >= lengths
         x = x.masked_fill(past[:, :, None], 0)
-    layers = _stack(x, hx, weights, num_layers, bidirectional, p, lengths, keep_states=return_states)
+    layers = _stack(
+        x, hx, weights, num_layers, bidirectional, p, lengths, resets, keep_states=return_states, recompute=recompute
+    )
     y = layers.y.transpose(0, 1) if batch_first else layers.y
     if not return_states:
         return y, layers.last
@@ -95,10 +108,14 @@ def _packed(
     num_layers: int,
     bidirectional: bool,
     dropout: float,
+    recompute: bool,
 ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
     # Without the indices, rows stay in their sorted order, which is the order of hx here.
     x, lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes))
-    layers = _stack(x, hx, weights, num_layers, bidirectional, dropout, lengths.to(x.device), packed_lengths=lengths)
+    row_lengths = lengths.to(x.device)
+    layers = _stack(
+        x, hx, weights, num_layers, bidirectional, dropout, row_lengths, packed_lengths=lengths, recompute=recompute
+    )
     data = pack_padded_sequence(layers.y, lengths).data
     return PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices), layers.last
 
@@ -118,8 +135,11 @@ def _stack(
     bidirectional: bool,
     dropout: float,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    *,
     packed_lengths: Tensor | None = None,
     keep_states: bool = False,
+    recompute: bool = False,
 ) -> _Layers:
     if num_layers < 1:
         raise ValueError(f"lstm: num_layers must be at least 1, got {num_layers}")
@@ -136,8 +156,9 @@ def _stack(
             x = _dropout(x, dropout, packed_lengths)
         first = layer * directions
         state = hx[0][first : first + directions], hx[1][first : first + directions]
+        of_layer = weights[layer * each : (layer + 1) * each]
         x, h_last, c_last, cells = ops.lstm_layer(
-            x, *state, weights[layer * each : (layer + 1) * each], lengths, keep_cells=keep_states
+            x, *state, of_layer, lengths, resets, keep_cells=keep_states, recompute=recompute
         )
         h_n.append(h_last)
         c_n.append(c_last)

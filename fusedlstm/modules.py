@@ -17,7 +17,7 @@ class LSTM(nn.RNNBase):
     Differences from ``nn.LSTM``: the backward pass works in eval mode, second derivatives work (through plain
     torch: slow but right), a sequence of no steps gives an empty output, weights are read by name at every call, so
     that parametrizations, weight norm and weight drop are seen, and ``forward`` takes the lengths of a padded batch
-    and gives every state.
+    and the places where a row begins anew, and gives every state.
 
     Args:
         input_size: features I of the input.
@@ -30,6 +30,8 @@ class LSTM(nn.RNNBase):
         proj_size: if positive, the hidden state is projected to this size P < H.
         device: where the parameters are made.
         dtype: dtype of the parameters: float32, float64, bfloat16 or float16.
+        recompute: whether the backward pass rebuilds the gates, by one product over all steps, instead of keeping
+            them; an attribute that may be changed at any time.
 
     Raises:
         ValueError: a size, ``dropout`` or ``proj_size`` lies outside its range.
@@ -44,6 +46,8 @@ class LSTM(nn.RNNBase):
         (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
 
+    recompute: bool = False  # of an nn.LSTM that replace_lstm has made one of these
+
     def __init__(
         self,
         input_size: int,
@@ -56,6 +60,8 @@ class LSTM(nn.RNNBase):
         proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        recompute: bool = False,
     ) -> None:
         super().__init__(
             "LSTM",
@@ -70,13 +76,17 @@ class LSTM(nn.RNNBase):
             device=device,
             dtype=dtype,
         )
+        self.recompute = recompute
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels read the parameters where they are (``nn.LSTM`` moves them into one buffer)."""
 
     @overload
     def __call__(
-        self, input: Tensor, hx: State | None = None, *, lengths: Tensor | None = None
+        self, input: Tensor, hx: State | None = None, *, lengths: Tensor | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, State]: ...
     @overload
     def __call__(
@@ -85,6 +95,7 @@ class LSTM(nn.RNNBase):
         hx: State | None = None,
         *,
         lengths: Tensor | None = None,
+        resets: Tensor | None = None,
         return_states: Literal[True],
     ) -> tuple[Tensor, State, State]: ...
     @overload
@@ -98,6 +109,7 @@ class LSTM(nn.RNNBase):
         hx: State | None = None,
         *,
         lengths: Tensor | None = None,
+        resets: Tensor | None = None,
         return_states: bool = False,
     ) -> Any:
         """Runs the stack over a sequence.
@@ -111,6 +123,16 @@ class LSTM(nn.RNNBase):
                 means T for all. The rest of ``input`` is not used, whatever it holds; the reverse direction starts
                 at each row's own last step. On a GPU a length out of range is cut to it, for to see it would take a
                 wait for the device.
+            resets: where a segment of a row begins, such as an episode: bool [T, N], [N, T] with ``batch_first``,
+                [T] for one sequence, on the device of ``input``. True at (t, n) makes row n's states, of every layer,
+                zero before its step t; nothing, not even NaN, and no gradient crosses that border. The reverse
+                direction knows the same segments and enters each from its end, with states of zero::
+
+                    resets   .  .  1  .  .        segments  a a | b b b
+                    forward  hx -> a a | 0 -> b b b -> h_n
+                    reverse  h_n <- a a <- 0 | b b b <- hx
+
+                True at t = 0 replaces the forward direction's hx; True past a row's end does nothing.
             return_states: whether the states after every step are returned too.
 
         Returns:
@@ -130,27 +152,51 @@ class LSTM(nn.RNNBase):
             >>> output, (h_n, c_n), (h_all, c_all) = lstm(padded, lengths=lengths, return_states=True)
             >>> output[4:, 0].any(), c_all.shape
             (tensor(False), torch.Size([2, 7, 3, 20]))
+
+            A rollout of an agent, whose episodes end in mid-sequence: ``done[t]`` says that step t was the last of its
+            episode, so the next step begins a new one; the state goes on into the next rollout:
+
+            >>> lstm, state = fusedlstm.LSTM(10, 20), None
+            >>> begins = torch.zeros(3, dtype=torch.bool)
+            >>> for _ in range(2):
+            ...     observations, done = torch.randn(16, 3, 10), torch.rand(16, 3) < 0.1
+            ...     resets = torch.cat([begins[None], done[:-1]])
+            ...     output, state = lstm(observations, state, resets=resets)
+            ...     begins, state = done[-1], tuple(s.detach() for s in state)
+
+            A long sequence in chunks, the state carried on and the gradient cut (truncated backpropagation):
+
+            >>> state = None
+            >>> for chunk in torch.randn(1000, 3, 10).split(100):
+            ...     output, state = lstm(chunk, state)
+            ...     output.square().mean().backward()
+            ...     state = tuple(s.detach() for s in state)
         """
         weights = [getattr(self, name) for name in self._flat_weights_names]
         if isinstance(input, PackedSequence):
             self._check_input(input.data, weights[0], packed=True)
             state = self._initial_state(hx, input.data, int(input.batch_sizes[0]), batched=True)
-            options = {"lengths": lengths, "return_states": return_states}
+            options = {"lengths": lengths, "resets": resets, "return_states": return_states}
             output, state = self._run(input, self.permute_hidden(state, input.sorted_indices), weights, **options)
             return output, self.permute_hidden(state, input.unsorted_indices)
 
         self._check_input(input, weights[0], packed=False)
         batch_dim, steps_dim = (0, 1) if self.batch_first else (1, 0)
+        if resets is not None:
+            _check_resets(resets, input)
         if input.dim() == 3:
             N = input.shape[batch_dim]
             state = self._initial_state(hx, input, N, batched=True)
             if lengths is not None:
                 lengths = _check_lengths(lengths, input, N, input.shape[steps_dim])
-            return self._run(input, state, weights, lengths=lengths, return_states=return_states)
+            return self._run(input, state, weights, lengths=lengths, resets=resets, return_states=return_states)
         if lengths is not None:
             raise ValueError("lstm: lengths must come with a batch, got one sequence; cut it with input[:length]")
         state = self._initial_state(hx, input, 1, batched=False)
-        output, *states = self._run(input.unsqueeze(batch_dim), state, weights, return_states=return_states)
+        resets = None if resets is None else resets.unsqueeze(batch_dim)
+        output, *states = self._run(
+            input.unsqueeze(batch_dim), state, weights, resets=resets, return_states=return_states
+        )
         # The batch is dimension 1 of the last states and 2 of all states.
         return output.squeeze(batch_dim), *((h.squeeze(dim), c.squeeze(dim)) for dim, (h, c) in enumerate(states, 1))
 
@@ -168,6 +214,7 @@ class LSTM(nn.RNNBase):
             dropout=self.dropout,
             training=self.training,
             batch_first=self.batch_first,
+            recompute=self.recompute,
             **options,
         )
 
@@ -263,6 +310,10 @@ def _check_like(function: str, name: str, value: Tensor, other_name: str, other:
         raise ValueError(
             f"{function}: {name} must have the dtype of {other_name}, {other.dtype}, got {value.dtype}{remedy}"
         )
+    _check_device(function, name, value, other_name, other)
+
+
+def _check_device(function: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.device != other.device:
         raise ValueError(
             f"{function}: {name} must be on the device of {other_name}, {other.device}, got {value.device};"
@@ -277,12 +328,23 @@ def _check_lengths(lengths: Any, input: Tensor, N: int, T: int) -> Tensor:
         raise TypeError(f"lstm: lengths must be integers, got {lengths.dtype}; use lengths.long()")
     if list(lengths.shape) != [N]:
         raise ValueError(f"lstm: lengths must be [{N}], one for each row of input, got {list(lengths.shape)}")
-    if lengths.device.type == "cpu" and N > 0 and not torch.compiler.is_compiling():
+    if lengths.device.type == "cpu" and N > 0 and not torch.compiler.is_compiling() and not ops.transformed():
         low, high = (int(value) for value in lengths.aminmax())
         if low < 0 or high > T:
             raise ValueError(f"lstm: lengths must be in 0..{T}, the steps of input, got {low if low < 0 else high}")
     row_lengths: Tensor = lengths.to(device=input.device, dtype=torch.int64, non_blocking=True)
     return row_lengths
+
+
+def _check_resets(resets: Any, input: Tensor) -> None:
+    _check_tensor("lstm", "resets", resets)
+    if resets.dtype != torch.bool:
+        raise TypeError(f"lstm: resets must be bool, got {resets.dtype}; use resets.bool()")
+    if resets.shape != input.shape[:-1]:
+        raise ValueError(
+            f"lstm: resets must be {list(input.shape[:-1])}, one for each step of input, got {list(resets.shape)}"
+        )
+    _check_device("lstm", "resets", resets, "input", input)
 
 
 def _check_state(

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fusedlstm import reference
 
@@ -26,7 +27,10 @@ def lstm_layer(
     c0: Tensor,
     weights: Sequence[Tensor],
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    *,
     keep_cells: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Runs one layer, all its directions, as one operator and one autograd node.
 
@@ -36,7 +40,9 @@ def lstm_layer(
         c0: first cell state of each direction, [D, N, H], dtype and device of ``x``.
         weights: as in :func:`fusedlstm.reference.layer`, dtype and device of ``x``.
         lengths: steps of each row, int64 [N], 0 to T, on the device of ``x``; None means T for all.
+        resets: where a segment begins, bool [T, N], on the device of ``x``; see :func:`fusedlstm.lstm`.
         keep_cells: whether every cell state is returned too.
+        recompute: whether the backward pass rebuilds gates and cell states instead of keeping them.
 
     Returns:
         y [T, N, D*P] (zero past a row's length), h_n [D, N, P], c_n [D, N, H], and the cell states [T, N, D*H]
@@ -58,13 +64,24 @@ def lstm_layer(
             " or use nn.LSTM (fusedlstm.restore_lstm)"
         )
     weights = list(weights)
+    if transformed():
+        y, h_n, c_n, cell = reference.layer(x, h0, c0, weights, lengths, resets)
+        return y, h_n, c_n, cell if keep_cells else None
     tf32 = x.is_cuda and x.dtype == torch.float32 and _tf32_allowed()
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, h0, c0, *weights))
     if keep_cells or differentiable:
-        y, h_n, c_n, cells, _gates = _ops.lstm_forward(x, h0, c0, weights, lengths, tf32)
-        return y, h_n, c_n, cells.to(x.dtype) if keep_cells else None
-    y, h_n, c_n = _ops.lstm_inference(x, h0, c0, weights, lengths, tf32)
+        keep_gates = differentiable and not recompute
+        y, h_n, c_n, cell, _gates = _ops.lstm_forward(
+            x, h0, c0, weights, lengths, resets, tf32, keep_cells or keep_gates, keep_gates
+        )
+        return y, h_n, c_n, cell.to(x.dtype) if keep_cells else None
+    y, h_n, c_n = _ops.lstm_inference(x, h0, c0, weights, lengths, resets, tf32)
     return y, h_n, c_n, None
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward-mode AD is at work, which take plain torch and not our operators."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 @torch.compiler.assume_constant_result
@@ -75,7 +92,13 @@ def _tf32_allowed() -> bool:
 
 @torch.library.register_fake("fusedlstm::lstm_inference")
 def _fake_inference(
-    x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor], lengths: Tensor | None, allow_tf32: bool
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: list[Tensor],
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    allow_tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     D, N, P = h0.shape
     return x.new_empty((x.shape[0], N, D * P)), x.new_empty((D, N, P)), x.new_empty((D, N, c0.shape[2]))
@@ -83,13 +106,40 @@ def _fake_inference(
 
 @torch.library.register_fake("fusedlstm::lstm_forward")
 def _fake_forward(
-    x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor], lengths: Tensor | None, allow_tf32: bool
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: list[Tensor],
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    allow_tf32: bool,
+    keep_cells: bool,
+    keep_gates: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    cell, gates = _fake_kept(x, c0, keep_cells, keep_gates)
+    return *_fake_inference(x, h0, c0, weights, lengths, resets, allow_tf32), cell, gates
+
+
+@torch.library.register_fake("fusedlstm::lstm_rebuild")
+def _fake_rebuild(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: list[Tensor],
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    allow_tf32: bool,
+    y: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return _fake_kept(x, c0, True, True)
+
+
+def _fake_kept(x: Tensor, c0: Tensor, keep_cells: bool, keep_gates: bool) -> tuple[Tensor, Tensor]:
     T, N, _ = x.shape
     D, _, H = c0.shape
     kept = torch.promote_types(x.dtype, torch.float32)  # 16-bit types are computed and kept in float32
-    cell, gates = x.new_empty((T, N, D * H), dtype=kept), x.new_empty((T, N, D * 4 * H), dtype=kept)
-    return *_fake_inference(x, h0, c0, weights, lengths, allow_tf32), cell, gates
+    cell_shape, gates_shape = (T, N, D * H) if keep_cells else (0,), (T, N, D * 4 * H) if keep_gates else (0,)
+    return x.new_empty(cell_shape, dtype=kept), x.new_empty(gates_shape, dtype=kept)
 
 
 @torch.library.register_fake("fusedlstm::lstm_backward")
@@ -103,6 +153,7 @@ def _fake_backward(
     c0: Tensor,
     weights: list[Tensor],
     lengths: Tensor | None,
+    resets: Tensor | None,
     allow_tf32: bool,
     y: Tensor,
     cell: Tensor,
@@ -119,11 +170,12 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, h0, c0, weights, lengths, ctx.allow_tf32 = inputs
+    x, h0, c0, weights, lengths, resets, ctx.allow_tf32, ctx.cells_kept, ctx.gates_kept = inputs
     y, _h_n, _c_n, cell, gates = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(gates)
-    ctx.save_for_backward(x, h0, c0, lengths, y, cell, gates, *weights)
+    ctx.mark_non_differentiable(gates, *(() if ctx.cells_kept else (cell,)))
+    kept = (cell, gates) if ctx.gates_kept else (None, None)
+    ctx.save_for_backward(x, h0, c0, lengths, resets, y, *kept, *weights)
 
 
 def _backward(
@@ -133,35 +185,41 @@ def _backward(
     grad_c_n: Tensor | None,
     grad_cell: Tensor | None,
     _grad_gates: None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None], None, None]:
-    x, h0, c0, lengths, y, cell, gates, *weights = ctx.saved_tensors
-    need_x, need_h0, need_c0, need_weights, _, _ = ctx.needs_input_grad
+) -> tuple[Any, ...]:
+    x, h0, c0, lengths, resets, y, cell, gates, *weights = ctx.saved_tensors
+    need_x, need_h0, need_c0, need_weights, *_ = ctx.needs_input_grad
     grads = (grad_y, grad_h_n, grad_c_n, grad_cell)
+    others = [None] * 5  # of what is no floating-point tensor
     if torch.is_grad_enabled():  # create_graph=True: the gradient itself will be differentiated
         needed = (need_x, need_h0, need_c0, *need_weights)
         grad_x, grad_h0, grad_c0, *grad_weights = _differentiable_backward(
-            grads, (x, h0, c0, *weights), needed, lengths
+            grads, (x, h0, c0, *weights), needed, lengths, resets
         )
-        return grad_x, grad_h0, grad_c0, grad_weights, None, None
-    kept = (x, h0, c0, weights, lengths, ctx.allow_tf32, y, cell, gates)
+        return grad_x, grad_h0, grad_c0, grad_weights, *others
+    inputs = (x, h0, c0, weights, lengths, resets, ctx.allow_tf32)
+    if not ctx.gates_kept:
+        cell, gates = _ops.lstm_rebuild(*inputs, y)
     grad_x, grad_h0, grad_c0, grad_weights = _ops.lstm_backward(
-        *grads, *kept, need_x, need_h0, [int(need) for need in need_weights]
+        *grads, *inputs, y, cell, gates, need_x, need_h0, [int(need) for need in need_weights]
     )
     return (
         grad_x if need_x else None,
         grad_h0 if need_h0 else None,
         grad_c0 if need_c0 else None,
         [grad if need else None for grad, need in zip(grad_weights, need_weights, strict=True)],
-        None,
-        None,
+        *others,
     )
 
 
 def _differentiable_backward(
-    grads: Sequence[Tensor | None], inputs: Sequence[Tensor], needed: Sequence[bool], lengths: Tensor | None
+    grads: Sequence[Tensor | None],
+    inputs: Sequence[Tensor],
+    needed: Sequence[bool],
+    lengths: Tensor | None,
+    resets: Tensor | None,
 ) -> list[Tensor | None]:
     x, h0, c0, *weights = inputs
-    outputs = reference.layer(x, h0, c0, weights, lengths)
+    outputs = reference.layer(x, h0, c0, weights, lengths, resets)
     pairs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
     results = iter(
         torch.autograd.grad(

@@ -8,7 +8,12 @@ from torch.nn import functional as F
 
 
 def layer(
-    x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], lengths: Tensor | None = None
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Runs one layer, all its directions, step by step; differentiable any number of times.
 
@@ -19,6 +24,7 @@ def layer(
         weights: per direction weight_ih [4H, I], weight_hh [4H, P], then bias_ih and bias_hh [4H] if there
             are biases, then weight_hr [P, H] if there is a projection.
         lengths: steps of each row, int64 [N]; None means T for all.
+        resets: where a segment begins, bool [T, N]: its steps start from states of zero, in either direction.
 
     Returns:
         y [T, N, D*P], h_n [D, N, P], c_n [D, N, H] and every cell state [T, N, D*H].
@@ -31,7 +37,8 @@ def layer(
         >>> reference.layer(x, state, state, weights)[0].shape
         torch.Size([5, 2, 4])
     """
-    ends = [_direction(x, h0[d], c0[d], w, lengths, d == 1) for d, w in enumerate(_split(weights, h0.shape[0]))]
+    each = enumerate(_split(weights, h0.shape[0]))
+    ends = [_direction(x, h0[d], c0[d], w, lengths, resets, d == 1) for d, w in each]
     y, h_n, c_n, cell = zip(*ends, strict=True)
     return torch.cat(y, 2), torch.stack(h_n), torch.stack(c_n), torch.cat(cell, 2)
 
@@ -42,13 +49,24 @@ def _split(weights: Sequence[Tensor], directions: int) -> list[Sequence[Tensor]]
 
 
 def _direction(
-    x: Tensor, h: Tensor, c: Tensor, weights: Sequence[Tensor], lengths: Tensor | None, reverse: bool
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     weight_ih, weight_hh, *rest = weights
     weight_hr = rest.pop() if len(rest) % 2 else None
     bias = rest[0] + rest[1] if rest else None
-    y, cell = [x.new_zeros(h.shape)] * len(x), [x.new_zeros(c.shape)] * len(x)
-    for t in reversed(range(len(x))) if reverse else range(len(x)):
+    T = len(x)
+    y, cell = [x.new_zeros(h.shape)] * T, [x.new_zeros(c.shape)] * T
+    for t in reversed(range(T)) if reverse else range(T):
+        begin = t + 1 if reverse else t  # in reverse a segment is entered from its end, where the next one begins
+        if resets is not None and begin < T:
+            enters = resets[begin] if lengths is None else resets[begin] & (begin < lengths)
+            h, c = h.masked_fill(enters[:, None], 0), c.masked_fill(enters[:, None], 0)
         i, f, g, o = (F.linear(x[t], weight_ih, bias) + F.linear(h, weight_hh)).chunk(4, 1)
         c_t = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h_t = o.sigmoid() * c_t.tanh()

@@ -44,6 +44,13 @@ def load() -> ctypes.CDLL:
     return ctypes.CDLL(str(folder / "fusedlstm_emulated.so"))
 
 
+def work() -> int:
+    """Kernels and products that the device was given since :func:`operators` was entered."""
+    counted = load().fusedlstm_emulation_work
+    counted.restype = ctypes.c_uint64
+    return int(counted())
+
+
 @contextmanager
 def operators() -> Iterator[None]:
     """Sends the operators' calls with CPU tensors to the CUDA layer."""
@@ -52,7 +59,7 @@ def operators() -> Iterator[None]:
     with torch.library._scoped_library("fusedlstm", "IMPL") as library:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Warning only once for all operators")  # overriding is the intent
-            for name in ("lstm_inference", "lstm_forward", "lstm_backward"):
+            for name in ("lstm_inference", "lstm_forward", "lstm_rebuild", "lstm_backward"):
                 operator = getattr(torch.ops.fusedlstm, name).default
                 library.impl(name, partial(operator.redispatch, cuda), "CPU", allow_override=True)
         yield

@@ -1,7 +1,5 @@
 """What only a GPU has: streams, graphs, several devices, TF32, its memory. And how much work a step is."""
 
-import ctypes
-
 import emulated
 import pytest
 import torch
@@ -27,19 +25,41 @@ def _results(module, x):
 def test_launches_per_step(bidirectional, proj_size, per_step):
     """One product and one kernel, for both directions together; a projection is one more product."""
     module = fusedlstm.LSTM(5, 16, bidirectional=bidirectional, proj_size=proj_size)
-    work = emulated.load().fusedlstm_emulation_work
-    work.restype = ctypes.c_uint64
 
     def forward_and_backward(T):
-        before = work()
+        before = emulated.work()
         y, _ = module(torch.randn(T, 3, 5))
-        between = work()
+        between = emulated.work()
         y.sum().backward()
-        return between - before, work() - between
+        return between - before, emulated.work() - between
 
     with emulated.operators():
         short, long = forward_and_backward(5), forward_and_backward(25)
     assert [more - less for more, less in zip(long, short, strict=True)] == [20 * per_step, 20 * per_step]
+
+
+@pytest.mark.skipif(bool(_C.build_info()["cuda"]), reason="this build has the CUDA kernels themselves")
+def test_what_needs_no_gradient_costs_nothing():
+    """Each frozen tensor saves its own product; both weight_hh also save the kernel that gathers the states."""
+    module = fusedlstm.LSTM(5, 16, bidirectional=True, proj_size=4)
+    x, h0, c0 = torch.randn(6, 3, 5), torch.randn(2, 3, 4), torch.randn(2, 3, 16)
+    tensors = {"x": x, "h0": h0, "c0": c0} | dict(module.named_parameters())
+
+    def backward(*frozen):
+        for name, tensor in tensors.items():
+            tensor.requires_grad_(name not in frozen)
+        loss = module(x, (h0, c0))[0].sum()
+        before = emulated.work()
+        loss.backward()
+        return emulated.work() - before
+
+    with emulated.operators():
+        everything = backward()
+        saved = {name: everything - backward(name) for name in tensors}
+        both = everything - backward("weight_hh_l0", "weight_hh_l0_reverse")
+    a_product_each = {name for name in tensors if name in ("x", "h0") or name.startswith("weight")}
+    assert saved == {name: int(name in a_product_each) for name in tensors}
+    assert both == 3
 
 
 def test_one_kernel_a_step_on_the_gpu(cuda):
@@ -178,11 +198,11 @@ def test_lengths_out_of_range_are_cut(device):
     x, state = torch.randn(4, 3, 5, device=device), torch.randn(2, 3, 8, device=device)
     weights = [torch.randn(shape, device=device) for shape in ((32, 5), (32, 8)) * 2]
     wild = torch.tensor([9, -2, 4], device=device)
-    got = torch.ops.fusedlstm.lstm_forward(x, state, state, weights, wild, False)
-    expected = torch.ops.fusedlstm.lstm_forward(x, state, state, weights, wild.clamp(0, 4), False)
+    got = torch.ops.fusedlstm.lstm_forward(x, state, state, weights, wild, None, False, True, True)
+    expected = torch.ops.fusedlstm.lstm_forward(x, state, state, weights, wild.clamp(0, 4), None, False, True, True)
     for ours, right in zip(got[:4], expected[:4], strict=True):
         assert torch.equal(ours, right)
     rest = (got[0], got[3], got[4], True, True, [1] * 4)
-    grads = torch.ops.fusedlstm.lstm_backward(*got[:4], x, state, state, weights, wild, False, *rest)
-    right = torch.ops.fusedlstm.lstm_backward(*got[:4], x, state, state, weights, wild.clamp(0, 4), False, *rest)
+    grads = torch.ops.fusedlstm.lstm_backward(*got[:4], x, state, state, weights, wild, None, False, *rest)
+    right = torch.ops.fusedlstm.lstm_backward(*got[:4], x, state, state, weights, wild.clamp(0, 4), None, False, *rest)
     assert all(map(torch.equal, [*grads[:3], *grads[3]], [*right[:3], *right[3]]))

@@ -26,9 +26,9 @@ pytestmark = [
 DRAWS = 4
 
 
-def _check(case: Case, dtype: torch.dtype, device: torch.device) -> None:
+def _check(case: Case, dtype: torch.dtype, device: torch.device, recompute: bool = False) -> None:
     torchs = nn.LSTM(case.I, case.H, **case.options, dtype=dtype, device=device)
-    ours = fusedlstm.LSTM(case.I, case.H, **case.options, dtype=dtype, device=device)
+    ours = fusedlstm.LSTM(case.I, case.H, **case.options, dtype=dtype, device=device, recompute=recompute)
     ours.load_state_dict(torchs.state_dict())
     truth = nn.LSTM(case.I, case.H, **case.options, dtype=torch.float64)
     truth.load_state_dict(torchs.state_dict())
@@ -84,6 +84,12 @@ def test_values_and_gradients(case, dtype, device):
     _check(case, dtype, device)
 
 
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in ("one_step", "odd", "long", "all")], ids=str)
+def test_recomputed_gates_give_gradients_as_accurate(case, dtype, device):
+    _check(case, dtype, device, recompute=True)
+
+
 @given(
     T=st.integers(1, 9),
     N=st.integers(1, 15),
@@ -116,7 +122,9 @@ def test_gradcheck_and_gradgradcheck(bidirectional, proj_size, lengths, device):
     row_lengths = None if lengths is None else torch.tensor(lengths, device=device)
 
     def layer(x, h0, c0, *weights):
-        y, h_n, c_n, cell, _ = torch.ops.fusedlstm.lstm_forward(x, h0, c0, list(weights), row_lengths, False)
+        y, h_n, c_n, cell, _ = torch.ops.fusedlstm.lstm_forward(
+            x, h0, c0, list(weights), row_lengths, None, False, True, True
+        )
         return y, h_n, c_n, cell
 
     inputs = (x, h0, c0, *module.parameters())

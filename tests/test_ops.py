@@ -13,7 +13,7 @@ from fusedlstm import _C, ops
 _ops = torch.ops.fusedlstm
 
 
-def _arguments(device, dtype=torch.float32, T=4, N=3, I=5, H=6, D=1, P=None, bias=True, lengths=None):
+def _arguments(device, dtype=torch.float32, T=4, N=3, I=5, H=6, D=1, P=None, bias=True, lengths=None, resets=False):
     def tensor(*shape):
         return torch.randn(shape, device=device).to(dtype)
 
@@ -24,7 +24,12 @@ def _arguments(device, dtype=torch.float32, T=4, N=3, I=5, H=6, D=1, P=None, bia
         weights += [tensor(4 * H), tensor(4 * H)] if bias else []
         weights += [tensor(P, H)] if P != H else []
     row_lengths = None if lengths is None else torch.tensor(lengths, device=device)
-    return tensor(T, N, I), tensor(D, N, P), tensor(D, N, H), weights, row_lengths, False
+    begins = torch.rand(T, N, device=device) < 0.4 if resets else None
+    return tensor(T, N, I), tensor(D, N, P), tensor(D, N, H), weights, row_lengths, begins, False
+
+
+def _forward(*args):
+    return _ops.lstm_forward(*args, True, True)
 
 
 SHAPES = {
@@ -33,7 +38,8 @@ SHAPES = {
     "bidirectional": {"D": 2},
     "projected": {"P": 2, "D": 2},
     "lengths": {"lengths": [4, 0, 2], "D": 2},
-    "one_step": {"T": 1},
+    "resets": {"resets": True, "lengths": [4, 0, 2], "D": 2, "P": 2},
+    "one_step": {"T": 1, "resets": True},
     "no_steps": {"T": 0},
     "no_rows": {"N": 0},
 }
@@ -44,31 +50,33 @@ SHAPES = {
 def test_opcheck(shape, dtype, device):
     args = _arguments(device, dtype, **shape)
     torch.library.opcheck(_ops.lstm_inference.default, args)
-    y, h_n, c_n, cell, gates = _ops.lstm_forward(*args)
+    y, h_n, c_n, cell, gates = _forward(*args)
+    torch.library.opcheck(_ops.lstm_rebuild.default, (*args, y))
     for need in (True, False):
         rest = (y, cell, gates, need, need, [int(need)] * len(args[3]))
         torch.library.opcheck(_ops.lstm_backward.default, (y, h_n, c_n, cell, *args, *rest))
         torch.library.opcheck(_ops.lstm_backward.default, (None, None, None, None, *args, *rest))
     for tensor in (*args[:3], *args[3]):
         tensor.requires_grad_()
-    torch.library.opcheck(_ops.lstm_forward.default, args, atol=1e-2, rtol=1e-2)
+    for keep in ((True, True), (True, False), (False, False)):
+        torch.library.opcheck(_ops.lstm_forward.default, (*args, *keep), atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_inference_equals_forward(shape, device):
     args = _arguments(device, **shape)
-    for inference, forward in zip(_ops.lstm_inference(*args), _ops.lstm_forward(*args), strict=False):
+    for inference, forward in zip(_ops.lstm_inference(*args), _forward(*args), strict=False):
         assert torch.equal(inference, forward)
 
 
 def test_lengths_cut_each_row(device):
     lengths = [4, 0, 2, 1]
     args = _arguments(device, T=4, N=4, D=2, P=3, lengths=lengths)
-    x, h0, c0, weights, _, _ = args
-    y, h_n, c_n, cell, _gates = _ops.lstm_forward(*args)
+    x, h0, c0, weights, *_ = args
+    y, h_n, c_n, cell, _gates = _forward(*args)
     for row, length in enumerate(lengths):
         one = slice(row, row + 1)
-        alone = _ops.lstm_forward(x[:length, one], h0[:, one], c0[:, one], weights, None, False)
+        alone = _forward(x[:length, one], h0[:, one], c0[:, one], weights, None, None, False)
         cut = y[:length, one], h_n[:, one], c_n[:, one], cell[:length, one]
         for whole, part in zip(cut, alone, strict=False):
             torch.testing.assert_close(whole, part)
@@ -78,12 +86,12 @@ def test_lengths_cut_each_row(device):
 
 def test_lengths_hide_the_padding(device):
     """Whatever stands past a row's end, NaN too, reaches no result."""
-    x, h0, c0, weights, lengths, _ = _arguments(device, T=4, N=3, lengths=[4, 0, 2])
+    x, h0, c0, weights, lengths, *_ = _arguments(device, T=4, N=3, lengths=[4, 0, 2])
     spoiled = x.clone()
     spoiled[2:, 2] = float("nan")
     spoiled[:, 1] = float("nan")
-    clean = _ops.lstm_forward(x, h0, c0, weights, lengths, False)[:4]
-    for expected, got in zip(clean, _ops.lstm_forward(spoiled, h0, c0, weights, lengths, False)[:4], strict=True):
+    clean = _forward(x, h0, c0, weights, lengths, None, False)[:4]
+    for expected, got in zip(clean, _forward(spoiled, h0, c0, weights, lengths, None, False)[:4], strict=True):
         assert torch.equal(expected, got)
 
 
@@ -91,7 +99,7 @@ def test_lengths_hide_the_padding(device):
 def test_views_and_sentinels(offset, device):
     """Inputs at any offset and stride are read as they are, and nothing around them is touched."""
     args = _arguments(device, T=5, N=3, I=7, H=9, D=2)
-    expected = _ops.lstm_forward(*args)
+    expected = _forward(*args)
 
     def view(tensor):
         room = torch.full((tensor.numel() + 8,), 1e9, device=device)
@@ -101,8 +109,8 @@ def test_views_and_sentinels(offset, device):
         return inner
 
     rooms = []
-    x, h0, c0, weights, _, _ = args
-    got = _ops.lstm_forward(view(x), view(h0), view(c0), [view(w) for w in weights], None, False)
+    x, h0, c0, weights, *_ = args
+    got = _forward(view(x), view(h0), view(c0), [view(w) for w in weights], None, None, False)
     assert all(map(torch.equal, expected, got))
     for room, used in rooms:
         assert (room[:offset] == 1e9).all()
@@ -111,12 +119,12 @@ def test_views_and_sentinels(offset, device):
     def strided(tensor):
         return tensor.repeat_interleave(2, -1)[..., ::2]
 
-    got = _ops.lstm_forward(strided(x), strided(h0), strided(c0), [strided(w) for w in weights], None, False)
+    got = _forward(strided(x), strided(h0), strided(c0), [strided(w) for w in weights], None, None, False)
     assert all(map(torch.equal, expected, got))
 
 
 def test_expanded_inputs_and_gradients(device):
-    x, h0, c0, weights, _, _ = _arguments(device, D=2)
+    x, h0, c0, weights, *_ = _arguments(device, D=2)
     x = x[:, :1].expand(-1, 3, -1)
     h0, c0 = h0[:, :1].expand(-1, 3, -1), c0[:1].expand(2, -1, -1)
     results = []
@@ -134,7 +142,7 @@ def test_bitwise_repeatable_for_any_number_of_threads(D, P, device):
     args = _arguments(device, T=6, N=33, I=20, H=120, D=D, P=P, lengths=[row % 7 for row in range(33)])
 
     def run():
-        y, h_n, c_n, cell, gates = _ops.lstm_forward(*args)
+        y, h_n, c_n, cell, gates = _forward(*args)
         rest = (y, cell, gates, True, True, [1] * len(args[3]))
         grad_x, grad_h0, grad_c0, grad_weights = _ops.lstm_backward(y, h_n, c_n, cell, *args, *rest)
         return y, h_n, c_n, cell, grad_h0, grad_c0, grad_x, *grad_weights
@@ -183,7 +191,7 @@ def test_saturated_and_non_finite_values_behave_as_in_torch():
 
 def test_a_long_sequence(device):
     """More steps than cuDNN takes (65,535)."""
-    x, h0, c0, weights, _, _ = _arguments(device, T=70_000, N=1, I=1, H=2)
+    x, h0, c0, weights, *_ = _arguments(device, T=70_000, N=1, I=1, H=2)
     y, h_n, *_ = ops.lstm_layer(x, h0, c0, weights)
     half, state = y[:35_000], ops.lstm_layer(x[:35_000], h0, c0, weights)
     assert torch.equal(half, state[0])
@@ -198,21 +206,23 @@ BAD = {
     "count": (lambda a: (*a[:3], a[3][:3], *a[4:]), "weights must hold 2 or 4 tensors"),
     "no_weights": (lambda a: (*a[:3], [], *a[4:]), "weights must hold 2 or 4 tensors"),
     "kind": (lambda a: (a[0].int(), a[1].int(), a[2].int(), [w.int() for w in a[3]], *a[4:]), "input must be float32"),
-    "short": (lambda a: (*a[:4], torch.tensor([1, 2]), a[5]), r"lengths must be \[3\], got \[2\]"),
-    "long": (lambda a: (*a[:4], torch.tensor([1, 5, 2]), a[5]), r"lengths\[1\] must be in 0\.\.4"),
-    "negative": (lambda a: (*a[:4], torch.tensor([1, -1, 2]), a[5]), r"lengths\[1\] must be in 0\.\.4"),
-    "floating": (lambda a: (*a[:4], torch.tensor([1.0, 2, 3]), a[5]), "lengths must be int64"),
+    "short": (lambda a: (*a[:4], torch.tensor([1, 2]), *a[5:]), r"lengths must be \[3\], got \[2\]"),
+    "long": (lambda a: (*a[:4], torch.tensor([1, 5, 2]), *a[5:]), r"lengths\[1\] must be in 0\.\.4"),
+    "negative": (lambda a: (*a[:4], torch.tensor([1, -1, 2]), *a[5:]), r"lengths\[1\] must be in 0\.\.4"),
+    "mask": (lambda a: (*a[:5], torch.ones(3, 3, dtype=torch.bool), a[6]), r"resets must be \[4, 3\], got \[3, 3\]"),
+    "mask_kind": (lambda a: (*a[:5], torch.ones(4, 3), a[6]), "resets must be bool"),
+    "floating": (lambda a: (*a[:4], torch.tensor([1.0, 2, 3]), *a[5:]), "lengths must be int64"),
 }
 
 
 @pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
 def test_direct_callers_get_an_error(change, message):
     with pytest.raises(RuntimeError, match=message):
-        _ops.lstm_forward(*change(_arguments("cpu")))
+        _forward(*change(_arguments("cpu")))
 
 
 def test_kept_gates_have_no_gradient():
-    x, h0, c0, weights, _, _ = _arguments("cpu")
-    *outputs, gates = _ops.lstm_forward(x.requires_grad_(), h0, c0, weights, None, False)
+    x, h0, c0, weights, *_ = _arguments("cpu")
+    *outputs, gates = _forward(x.requires_grad_(), h0, c0, weights, None, None, False)
     assert all(output.requires_grad for output in outputs)
     assert not gates.requires_grad

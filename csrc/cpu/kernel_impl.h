@@ -127,20 +127,39 @@ FUSEDLSTM_HOST_DEVICE bool is_last(const Args& args, int64_t t, int64_t row) {
   return t == (args.reverse ? 0 : args.rows.length[row] - 1);
 }
 
+// A segment is entered from states of zero: in the reverse direction, where the step after t begins the next.
+template <class Args>
+FUSEDLSTM_HOST_DEVICE bool enters_segment(const Args& args, int64_t t, int64_t row) {
+  if (args.rows.resets == nullptr) return false;
+  const int64_t begin = args.reverse ? t + 1 : t;
+  return begin < args.rows.length[row] && args.rows.resets[begin * args.size.batch + row];
+}
+// The cell state before step t.
+template <template <class> class Args, class T>
+FUSEDLSTM_HOST_DEVICE const T* cell_before(const Args<T>& args, int64_t t, int64_t row, int64_t c_step) {
+  if (enters_segment(args, t, row)) return args.zeros;
+  if (is_first(args, t, row)) return args.c0 + row * args.size.hidden;
+  return args.c + (args.reverse ? t + 1 : t - 1) * c_step + row * args.c_stride;
+}
+// The state before step t, and so the columns of W_hh that its product takes.
+template <class T>
+FUSEDLSTM_HOST_DEVICE const T* hidden_before(const ForwardArgs<T>& args, int64_t t, int64_t row) {
+  if (enters_segment(args, t, row)) return args.zeros;
+  if (is_first(args, t, row)) return args.h0 + row * args.size.outputs;
+  return args.y + ((args.reverse ? t + 1 : t - 1) * args.size.batch + row) * args.y_stride;
+}
+
 template <class T>
 void forward_step(const ForwardArgs<T>& args, int64_t t, const Share& share, const T* packed, T* h,
                   int64_t h_stride) {
   const int64_t N = args.size.batch, H = args.size.hidden, P = args.size.outputs, W = kLanes<T>;
   const int64_t depth = args.weight_hh ? P : 0;
-  const int64_t t_before = args.reverse ? t + 1 : t - 1;
   for (int64_t block = share.block_begin; block < share.block_end; ++block) {
     const T* const weight = packed + block * P * 4 * W;
     const int64_t unit = block * W, units = std::min(W, H - unit);
     for_each_group(args.rows, t, share, [&](const int64_t* row, int64_t count) {
       const T* h_before[kGroupRows] = {};
-      for (int64_t r = 0; r < count; ++r)
-        h_before[r] = is_first(args, t, row[r]) ? args.h0 + row[r] * P
-                                                : args.y + (t_before * N + row[r]) * args.y_stride;
+      for (int64_t r = 0; r < count && depth > 0; ++r) h_before[r] = hidden_before(args, t, row[r]);
       Vec<T> sum[kGroupRows * 4];
       multiply<T, 4>(h_before, count, depth, weight, sum);
       for (int64_t r = 0; r < count; ++r) {
@@ -152,12 +171,10 @@ void forward_step(const ForwardArgs<T>& args, int64_t t, const Share& share, con
         }
         const Gates<Vec<T>> activated =
             activate<VectorMath<T>>(Gates<Vec<T>>{pre[0], pre[1], pre[2], pre[3]});
-        const T* const c_before = is_first(args, t, row[r])
-                                      ? args.c0 + row[r] * H
-                                      : args.c + t_before * args.c_step + row[r] * args.c_stride;
+        const T* const c_before = cell_before(args, t, row[r], args.c_step);
         const Vec<T> c = next_cell(activated, load(c_before + unit, units));
         store(args.c + t * args.c_step + row[r] * args.c_stride + unit, c, units);
-        store(h + row[r] * h_stride + unit, hidden_state<VectorMath<T>>(activated, c), units);
+        if (h) store(h + row[r] * h_stride + unit, hidden_state<VectorMath<T>>(activated, c), units);
         if (args.keep_gates) {
           store(gates, activated.i, units);
           store(gates + H, activated.f, units);
@@ -199,13 +216,14 @@ FUSEDLSTM_HOST_DEVICE Vec<T> output_gradient(const BackwardArgs<T>& args, int64_
 
 // The gates' gradient of the step after t in the direction's own order, which is the step before t in
 // backward. A row whose last step is t reads the zeros that stand beyond its length, or nothing when no step
-// comes after.
+// comes after; one whose segment ends with t hears nothing of the next.
 template <class T>
 FUSEDLSTM_HOST_DEVICE int64_t depth_after(const BackwardArgs<T>& args, int64_t t) {
   return t == (args.reverse ? 0 : args.size.steps - 1) ? 0 : 4 * args.size.hidden;
 }
 template <class T>
 FUSEDLSTM_HOST_DEVICE const T* gates_after(const BackwardArgs<T>& args, int64_t t, int64_t row) {
+  if (enters_segment(args, args.reverse ? t - 1 : t + 1, row)) return args.zeros;
   return args.grad_gates + ((args.reverse ? t - 1 : t + 1) * args.size.batch + row) * args.gates_stride;
 }
 
@@ -232,7 +250,6 @@ void backward_step(const BackwardArgs<T>& args, int64_t t, const Share& share, c
   const int64_t N = args.size.batch, H = args.size.hidden, P = args.size.outputs, W = kLanes<T>;
   const bool projected = args.grad_p != nullptr;
   const int64_t full_depth = projected ? P : 4 * H, depth = projected ? P : depth_after(args, t);
-  const int64_t t_before = args.reverse ? t + 1 : t - 1;
   for (int64_t block = share.block_begin; block < share.block_end; ++block) {
     for_each_group(args.rows, t, share, [&](const int64_t* row, int64_t count) {
       const T* a[kGroupRows] = {};
@@ -241,12 +258,11 @@ void backward_step(const BackwardArgs<T>& args, int64_t t, const Share& share, c
       Vec<T> sum[kGroupRows * 2];
       multiply<T, 2>(a, count, depth, packed + block * full_depth * kColumns<T>, sum);
       for (int64_t r = 0; r < count; ++r) {
-        const bool first = is_first(args, t, row[r]);
+        const bool cut = enters_segment(args, t, row[r]);
+        const T* const c_before = cell_before(args, t, row[r], N * args.c_stride);
         for (int64_t unit = block * kColumns<T>, v = 0; v < 2 && unit < H; ++v, unit += W) {
           const int64_t units = H - unit;
           const T* const saved = args.gates + (t * N + row[r]) * args.gates_stride + unit;
-          const T* const c_before =
-              first ? args.c0 + row[r] * H : args.c + (t_before * N + row[r]) * args.c_stride;
           T* const grad_c0 = args.grad_c0 + row[r] * H + unit;
 
           const Gates<Vec<T>> gates{load(saved, units), load(saved + H, units), load(saved + 2 * H, units),
@@ -264,7 +280,7 @@ void backward_step(const BackwardArgs<T>& args, int64_t t, const Share& share, c
           store(out + H, grad.pre.f, units);
           store(out + 2 * H, grad.pre.g, units);
           store(out + 3 * H, grad.pre.o, units);
-          store(grad_c0, grad.c_prev, units);
+          store(grad_c0, cut ? Vec<T>{} : grad.c_prev, units);
           if (projected) store(args.h + (t * N + row[r]) * H + unit, grad.h, units);
         }
       }

@@ -111,11 +111,13 @@ void forward(const ForwardArgs<T>& args, int threads) {
         barrier(grid);
         k.project(args, t, columns, packed_hr, scratch_h);
       } else {
-        k.forward_step(args, t, units, packed_hh, args.y + t * s.batch * args.y_stride, args.y_stride);
+        T* const h = args.y ? args.y + t * s.batch * args.y_stride : nullptr;
+        k.forward_step(args, t, units, packed_hh, h, args.y_stride);
       }
-      barrier(grid);
+      if (args.weight_hh) barrier(grid);
     }
   }
+  if (!args.h_n) return;
 
   for (int64_t row = 0; row < s.batch; ++row) {
     const int64_t length = args.rows.length[row], last = args.reverse ? 0 : length - 1;

@@ -14,6 +14,7 @@ struct Rows {
   const int64_t* length;  // [N]  steps of each row
   const int64_t* order;   // [N]  rows sorted by falling length
   const int64_t* active;  // [T]  how many rows of `order` are longer than t
+  const bool* resets;  // [T, N]  which rows a segment begins in at step t, from states of zero; may be null
 };
 
 struct Sizes {
@@ -25,7 +26,7 @@ struct ForwardArgs {
   Sizes size;
   Rows rows;
   bool reverse;          // walk each row from its last step to its first
-  const T* weight_hh;    // [4H, P]   null: its product with h0 is already in `gates` (T = 1)
+  const T* weight_hh;    // [4H, P]   null: its products with the states before each step are in `gates`
   const T* weight_hr;    // [P, H]    null: no projection
   const T* bias;         // [4H]      may be null
   const T* h0;           // [N, P]
@@ -33,13 +34,14 @@ struct ForwardArgs {
   T* gates;              // [T, N, 4H] holds x W_ih^T; with keep_gates, replaced by the activated gates
   int64_t gates_stride;  //            row stride
   bool keep_gates;
-  T* y;              // [T, N, P]  written for the active rows of a step
+  T* y;  // [T, N, P]  written for the active rows of a step; null: not wanted, nor are h_n and c_n
   int64_t y_stride;  //            row stride
   T* c;              // [T, N, H]  written; [N, H], overwritten step by step, when c_step is 0
   int64_t c_stride;  //            row stride
   int64_t c_step;    //            elements from a step to the next
   T* h_n;            // [N, P]     written: the state after each row's last step
   T* c_n;            // [N, H]     written; may be `c` when c_step is 0
+  const T* zeros;    // [H]        the state that a segment begins from; may be null without resets
   T* workspace;      // forward_workspace(size) elements
 };
 
@@ -63,6 +65,7 @@ struct BackwardArgs {
   T* grad_c0;            // [N, H]     holds the gradient of c_n; replaced by that of c0
   T* grad_p;             // [T, N, P]  written: gradient of the projected state; null without a projection
   T* h;                  // [T, N, H]  written: the state before its projection; null without a projection
+  const T* zeros;        // [4H]       may be null without resets
   T* workspace;          // backward_workspace(size) elements
 };
 

@@ -46,26 +46,19 @@ void announce(const Plan& plan) {
 
 // The arguments of a layer made dense, and what every part of its work needs to know.
 struct Work {
-  Tensor x, h0, c0;
-  std::vector<Tensor> weights;
-  std::optional<Tensor> lengths;
+  Inputs in;
   Layer layer;
   ScalarType io, compute;
   Context context;
   Plan plan;
   Sizes size;
 
-  Work(const Tensor& x_, const Tensor& h0_, const Tensor& c0_, const std::vector<Tensor>& weights_,
-       const std::optional<Tensor>& lengths_, bool tf32)
-      : x(prepare(x_, x_.scalar_type())),
-        h0(prepare(h0_, x_.scalar_type())),
-        c0(prepare(c0_, x_.scalar_type())),
-        weights(prepare(weights_, x_.scalar_type())),
-        lengths(prepare(lengths_, ScalarType::Long)),
-        layer(x, h0, c0, weights, lengths),
-        io(x.scalar_type()),
-        compute(compute_type(x)),
-        context(x.get_device_index(), type_of(io), tf32),
+  Work(const Inputs& inputs, bool tf32)
+      : in(checked(inputs)),
+        layer(in),
+        io(in.x.scalar_type()),
+        compute(compute_type(in.x)),
+        context(in.x.get_device_index(), type_of(io), tf32),
         plan(make_plan({.steps = layer.steps,
                         .batch = layer.batch,
                         .hidden = layer.hidden,
@@ -73,8 +66,13 @@ struct Work {
                         .directions = layer.directions,
                         .type = type_of(io)},
                        context.limits())),
-        size{layer.steps,   layer.batch,      layer.hidden,
-             layer.outputs, layer.directions, lengths ? pointer<const int64_t>(*lengths) : nullptr} {
+        size{layer.steps,
+             layer.batch,
+             layer.hidden,
+             layer.outputs,
+             layer.directions,
+             pointer<const int64_t>(in.lengths),
+             pointer<const bool>(in.resets)} {
     announce(plan);
   }
 
@@ -87,8 +85,14 @@ struct Work {
     const int64_t bytes = io == ScalarType::Double ? 8 : io == ScalarType::Float ? 4 : 2;
     return static_cast<char*>(tensor.data_ptr()) + offset * bytes;
   }
-  Tensor new_io(std::initializer_list<int64_t> shape) const { return new_empty(x, shape); }
-  Tensor new_compute(std::initializer_list<int64_t> shape) const { return new_empty(x, shape, compute); }
+  Tensor new_io(std::initializer_list<int64_t> shape) const { return new_empty(in.x, shape); }
+  Tensor new_compute(std::initializer_list<int64_t> shape) const { return new_empty(in.x, shape, compute); }
+
+ private:
+  static Inputs checked(const Inputs& inputs) {
+    (void)Layer(inputs);  // the caller's own tensors, before any is copied
+    return prepare(inputs, inputs.x.scalar_type());
+  }
 };
 
 struct ForwardResult {
@@ -97,7 +101,7 @@ struct ForwardResult {
 
 Tensor converted(const Tensor& tensor, ScalarType type, const Work& work) {
   const Layer& layer = work.layer;
-  Tensor out = new_empty(work.x, {layer.directions, layer.batch, layer.hidden}, type);
+  Tensor out = new_empty(work.in.x, {layer.directions, layer.batch, layer.hidden}, type);
   copy_(out, tensor);
   return out;
 }
@@ -115,24 +119,40 @@ std::optional<Tensor> bias_sum(const Work& work) {
   return bias;
 }
 
-ForwardResult run_forward(const Work& work, bool keep) {
+// [T, N, D*4H]: the input's share of the gates, without biases.
+Tensor input_gates(const Work& work) {
   const Layer& layer = work.layer;
-  const int64_t T = layer.steps, N = layer.batch, I = layer.input, H = layer.hidden, P = layer.outputs,
-                D = layer.directions;
+  const int64_t rows = layer.steps * layer.batch, I = layer.input, G = layer.directions * 4 * layer.hidden;
+  const Tensor gates = work.new_compute({layer.steps, layer.batch, G});
+  const Tensor weight_ih = stack(layer.of_each_direction(&Layer::weight_ih));
+  work.context.multiply({.m = rows,
+                         .n = G,
+                         .k = I,
+                         .a = {.data = work.in.x.data_ptr(), .stride = I},
+                         .b = {.data = weight_ih.data_ptr(), .stride = I, .transposed = true},
+                         .c = gates.data_ptr(),
+                         .c_stride = G,
+                         .wide = true});
+  return gates;
+}
+
+ForwardResult run_forward(const Work& work, bool keep_cells, bool keep_gates) {
+  const Layer& layer = work.layer;
+  const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
   ForwardResult out;
   out.y = work.new_io({T, N, D * P});
-  out.h_n = clone(work.h0);
-  out.gates = work.new_compute({T, N, D * 4 * H});
-  if (keep) out.cell = work.new_compute({T, N, D * H});
+  out.h_n = clone(work.in.h0);
+  out.cell = keep_cells ? work.new_compute({T, N, D * H}) : work.new_compute({0});
   if (work.empty()) {
-    out.c_n = clone(work.c0);
+    out.gates = keep_gates ? work.new_compute({T, N, D * 4 * H}) : work.new_compute({0});
+    out.c_n = clone(work.in.c0);
     return out;
   }
 
-  const Tensor weight_ih = stack(layer.of_each_direction(&Layer::weight_ih));
+  out.gates = input_gates(work);
   const Tensor weight_hh = stack(layer.of_each_direction(&Layer::weight_hh));
   const std::optional<Tensor> bias = bias_sum(work);
-  const Tensor c = converted(work.c0, work.compute, work);
+  const Tensor c = converted(work.in.c0, work.compute, work);
   const Tensor recurrent = work.new_compute({D, N, 4 * H});
   std::optional<Tensor> weight_hr, unprojected;
   if (layer.projected) {
@@ -143,7 +163,8 @@ ForwardResult run_forward(const Work& work, bool keep) {
                          .bias = pointer<void>(bias),
                          .recurrent = recurrent.data_ptr(),
                          .gates = out.gates.data_ptr(),
-                         .cell = keep ? out.cell.data_ptr() : nullptr,
+                         .keep_gates = keep_gates,
+                         .cell = keep_cells ? out.cell.data_ptr() : nullptr,
                          .c = c.data_ptr(),
                          .y = out.y.data_ptr(),
                          .h = out.h_n.data_ptr(),
@@ -160,14 +181,6 @@ ForwardResult run_forward(const Work& work, bool keep) {
       .wide = true,
       .batch = D};
 
-  work.context.multiply({.m = T * N,
-                         .n = D * 4 * H,
-                         .k = I,
-                         .a = {.data = work.x.data_ptr(), .stride = I},
-                         .b = {.data = weight_ih.data_ptr(), .stride = I, .transposed = true},
-                         .c = args.gates,
-                         .c_stride = D * 4 * H,
-                         .wide = true});
   for (int64_t step = 0; step < T; ++step) {
     work.context.multiply(hidden_to_gates);
     forward_cells(args, step, work.type(), work.plan, work.stream());
@@ -186,13 +199,15 @@ ForwardResult run_forward(const Work& work, bool keep) {
   }
   if (layer.projected) forward_cells(args, T, work.type(), work.plan, work.stream());
   out.c_n = converted(c, work.io, work);
+  if (!keep_gates) out.gates = work.new_compute({0});
   return out;
 }
 
 std::tuple<Tensor, Tensor, Tensor> lstm_inference(const Tensor& x, const Tensor& h0, const Tensor& c0,
                                                   const std::vector<Tensor>& weights,
-                                                  const std::optional<Tensor>& lengths, bool tf32) {
-  const ForwardResult out = run_forward(Work(x, h0, c0, weights, lengths, tf32), false);
+                                                  const std::optional<Tensor>& lengths,
+                                                  const std::optional<Tensor>& resets, bool tf32) {
+  const ForwardResult out = run_forward(Work({x, h0, c0, weights, lengths, resets}, tf32), false, false);
   return {out.y, out.h_n, out.c_n};
 }
 
@@ -200,9 +215,57 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(const Tensor& x,
                                                                 const Tensor& c0,
                                                                 const std::vector<Tensor>& weights,
                                                                 const std::optional<Tensor>& lengths,
-                                                                bool tf32) {
-  const ForwardResult out = run_forward(Work(x, h0, c0, weights, lengths, tf32), true);
+                                                                const std::optional<Tensor>& resets,
+                                                                bool tf32, bool keep_cells, bool keep_gates) {
+  const Work work({x, h0, c0, weights, lengths, resets}, tf32);
+  const ForwardResult out = run_forward(work, keep_cells, keep_gates);
   return {out.y, out.h_n, out.c_n, out.cell, out.gates};
+}
+
+// [D, T, N, P]: the state from which each step started.
+Tensor states_before(const Work& work, const Tensor& y) {
+  const Layer& layer = work.layer;
+  const Tensor before = work.new_io({layer.directions, layer.steps, layer.batch, layer.outputs});
+  states_before(work.size, work.in.h0.data_ptr(), y.data_ptr(), before.data_ptr(), work.type(),
+                work.stream());
+  return before;
+}
+
+std::tuple<Tensor, Tensor> lstm_rebuild(const Tensor& x, const Tensor& h0, const Tensor& c0,
+                                        const std::vector<Tensor>& weights,
+                                        const std::optional<Tensor>& lengths,
+                                        const std::optional<Tensor>& resets, bool tf32, const Tensor& y) {
+  const Work work({x, h0, c0, weights, lengths, resets}, tf32);
+  const Layer& layer = work.layer;
+  check_outputs(layer, y);
+  const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
+  const Tensor cell = work.new_compute({T, N, D * H});
+  if (work.empty()) return {cell, work.new_compute({T, N, D * 4 * H})};
+
+  const Tensor gates = input_gates(work), before = states_before(work, prepare(y, work.io));
+  const Tensor weight_hh = stack(layer.of_each_direction(&Layer::weight_hh));
+  work.context.multiply(
+      {.m = T * N,
+       .n = 4 * H,
+       .k = P,
+       .a = {.data = before.data_ptr(), .stride = P, .next = T * N * P},
+       .b = {.data = weight_hh.data_ptr(), .stride = P, .transposed = true, .next = 4 * H * P},
+       .c = gates.data_ptr(),
+       .c_stride = D * 4 * H,
+       .c_next = 4 * H,
+       .wide = true,
+       .accumulate = true,
+       .batch = D});
+  const std::optional<Tensor> bias = bias_sum(work);
+  const Tensor c = converted(work.in.c0, work.compute, work);
+  ForwardArgs args{};
+  args.size = work.size;
+  args.bias = pointer<void>(bias);
+  args.gates = gates.data_ptr();
+  args.cell = cell.data_ptr();
+  args.c = c.data_ptr();
+  rebuild_cells(args, work.type(), work.plan, work.stream());
+  return {cell, gates};
 }
 
 struct BackwardResult {
@@ -213,7 +276,7 @@ struct BackwardResult {
 // What the loop over steps leaves for the products over all of them.
 struct Gradients {
   Tensor gates;        // [T, N, D*4H]
-  Tensor first_gates;  // [D, N, 4H]    of each row's first step; zero in rows of no steps
+  Tensor first_gates;  // [D, N, 4H]    of each row's first step; zero where h0 does not reach it
   std::optional<Tensor> projected,
       unprojected;  // [D, T, N, P] gradient and [D, T, N, H] value, in order of steps
 };
@@ -223,7 +286,7 @@ Gradients run_steps(const Work& work, const Incoming& grad, const Saved& saved, 
   const Layer& layer = work.layer;
   const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
   Gradients out{.gates = work.new_io({T, N, D * 4 * H}),
-                .first_gates = new_zeros(work.x, {D, N, 4 * H}),
+                .first_gates = new_zeros(work.in.x, {D, N, 4 * H}),
                 .projected = {},
                 .unprojected = {}};
   const Tensor grad_h = work.new_compute({D, N, H});
@@ -238,7 +301,7 @@ Gradients run_steps(const Work& work, const Incoming& grad, const Saved& saved, 
   BackwardArgs args{.size = work.size,
                     .gates = saved.gates.data_ptr(),
                     .cell = saved.cell.data_ptr(),
-                    .c0 = work.c0.data_ptr(),
+                    .c0 = work.in.c0.data_ptr(),
                     .grad_cell = pointer<void>(grad.cell),
                     .grad_y = layer.projected ? nullptr : pointer<void>(grad.y),
                     .grad_h_n = layer.projected ? nullptr : pointer<void>(grad.h_n),
@@ -281,33 +344,6 @@ Gradients run_steps(const Work& work, const Incoming& grad, const Saved& saved, 
   return out;
 }
 
-// grad_weight_hh: each step's gradient of the gates times the state it started from, which is h0 for the
-// first and y of its neighbour for the others (zero, as it must be, where a row of the reverse direction
-// begins).
-Tensor weight_hh_gradient(const Work& work, const Gradients& grads, const Tensor& y, int64_t d) {
-  const Layer& layer = work.layer;
-  const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
-  const Tensor grad = work.new_io({4 * H, P});
-  const int64_t later = N * D * 4 * H, later_y = N * D * P;  // one step further
-  Product product{
-      .m = 4 * H,
-      .n = P,
-      .k = N,
-      .a = {.data = work.at(grads.first_gates, d * N * 4 * H), .stride = 4 * H, .transposed = true},
-      .b = {.data = work.at(work.h0, d * N * P), .stride = P},
-      .c = grad.data_ptr(),
-      .c_stride = P};
-  work.context.multiply(product);
-  product.k = (T - 1) * N;
-  product.a.data = work.at(grads.gates, (d == 0 ? later : 0) + d * 4 * H);
-  product.a.stride = D * 4 * H;
-  product.b.data = work.at(y, (d == 0 ? 0 : later_y) + d * P);
-  product.b.stride = D * P;
-  product.accumulate = true;
-  if (T > 1) work.context.multiply(product);
-  return grad;
-}
-
 BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved& saved, bool need_x,
                             bool need_h0, const std::vector<int64_t>& need_weights) {
   const Layer& layer = work.layer;
@@ -317,10 +353,10 @@ BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved&
   BackwardResult out{work.new_io({0}), work.new_io({0}), {}, {}};
   for (size_t i = 0; i < layer.weights.size(); ++i) out.grad_weights.push_back(work.new_io({0}));
   Tensor grad_c =
-      grad.c_n ? converted(*grad.c_n, work.compute, work) : new_zeros(work.x, {D, N, H}, work.compute);
+      grad.c_n ? converted(*grad.c_n, work.compute, work) : new_zeros(work.in.x, {D, N, H}, work.compute);
   if (work.empty()) {
     if (need_x) out.grad_x = work.new_io({T, N, I});
-    if (need_h0) out.grad_h0 = grad.h_n ? clone(*grad.h_n) : new_zeros(work.x, {D, N, P});
+    if (need_h0) out.grad_h0 = grad.h_n ? clone(*grad.h_n) : new_zeros(work.in.x, {D, N, P});
     for (size_t i = 0; i < layer.weights.size(); ++i) {
       const Tensor& weight = layer.weights[i];
       if (!need_weights[i]) continue;
@@ -337,7 +373,7 @@ BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved&
 
   if (need_h0) {
     out.grad_h0 = work.new_io({D, N, P});
-    const bool handed_through = work.lengths && grad.h_n;
+    const bool handed_through = work.in.lengths && grad.h_n;
     if (handed_through)
       seed_grad_h0(work.size, grad.h_n->data_ptr(), out.grad_h0.data_ptr(), work.type(), work.stream());
     work.context.multiply({.m = N,
@@ -362,6 +398,7 @@ BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved&
                            .c = out.grad_x.data_ptr(),
                            .c_stride = I});
   }
+  std::optional<Tensor> before;  // of all directions, made for the first that needs it
   for (int64_t d = 0; d < D; ++d) {
     const int64_t at = layer.first_weight(d);
     const Matrix of_direction{
@@ -372,11 +409,21 @@ BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved&
                              .n = I,
                              .k = T * N,
                              .a = of_direction,
-                             .b = {.data = work.x.data_ptr(), .stride = I},
+                             .b = {.data = work.in.x.data_ptr(), .stride = I},
                              .c = out.grad_weights[at].data_ptr(),
                              .c_stride = I});
     }
-    if (need_weights[at + 1]) out.grad_weights[at + 1] = weight_hh_gradient(work, grads, saved.y, d);
+    if (need_weights[at + 1]) {
+      if (!before) before = states_before(work, saved.y);
+      out.grad_weights[at + 1] = work.new_io({4 * H, P});
+      work.context.multiply({.m = 4 * H,
+                             .n = P,
+                             .k = T * N,
+                             .a = of_direction,
+                             .b = {.data = work.at(*before, d * T * N * P), .stride = P},
+                             .c = out.grad_weights[at + 1].data_ptr(),
+                             .c_stride = P});
+    }
     if (layer.biased && (need_weights[at + 2] || need_weights[at + 3])) {
       const Tensor rows = torch::stable::view(grads.gates, {T * N, D * 4 * H});
       const Tensor sum = torch::stable::sum(slice(rows, 1, d * 4 * H, 4 * H), std::vector<int64_t>{0});
@@ -403,19 +450,14 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
     const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_h_n,
     const std::optional<Tensor>& grad_c_n, const std::optional<Tensor>& grad_cell, const Tensor& x,
     const Tensor& h0, const Tensor& c0, const std::vector<Tensor>& weights,
-    const std::optional<Tensor>& lengths, bool tf32, const Tensor& y, const Tensor& cell, const Tensor& gates,
-    bool need_x, bool need_h0, const std::vector<int64_t>& need_weights) {
-  check_backward(Layer(x, h0, c0, weights, lengths), {grad_y, grad_h_n, grad_c_n, grad_cell},
-                 {x, h0, c0, y, cell, gates}, need_weights);
-  const Work work(x, h0, c0, weights, lengths, tf32);
+    const std::optional<Tensor>& lengths, const std::optional<Tensor>& resets, bool tf32, const Tensor& y,
+    const Tensor& cell, const Tensor& gates, bool need_x, bool need_h0,
+    const std::vector<int64_t>& need_weights) {
+  const Work work({x, h0, c0, weights, lengths, resets}, tf32);
+  check_backward(work.layer, {grad_y, grad_h_n, grad_c_n, grad_cell}, {y, cell, gates}, need_weights);
   const Incoming grad{prepare(grad_y, work.io), prepare(grad_h_n, work.io), prepare(grad_c_n, work.io),
                       prepare(grad_cell, work.compute)};
-  const Saved saved{work.x,
-                    work.h0,
-                    work.c0,
-                    prepare(y, work.io),
-                    prepare(cell, work.compute),
-                    prepare(gates, work.compute)};
+  const Saved saved{prepare(y, work.io), prepare(cell, work.compute), prepare(gates, work.compute)};
   const BackwardResult out = run_backward(work, grad, saved, need_x, need_h0, need_weights);
   return {out.grad_x, out.grad_h0, out.grad_c0, out.grad_weights};
 }
@@ -425,6 +467,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
 STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CUDA, m) {
   m.impl("lstm_inference", TORCH_BOX(&lstm_inference));
   m.impl("lstm_forward", TORCH_BOX(&lstm_forward));
+  m.impl("lstm_rebuild", TORCH_BOX(&lstm_rebuild));
   m.impl("lstm_backward", TORCH_BOX(&lstm_backward));
 }
 

@@ -1,6 +1,7 @@
 // What the kernels of one step share: types, mathematics, vectors of units, who works on what.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
@@ -116,6 +117,7 @@ struct Place {
   unsigned n, d, unit;  // row of the batch, direction, unit
   bool active;          // whether the row takes part in this step
   bool first, last;     // whether this is the first, the last step that the row takes in this direction
+  bool enters;          // whether it is the first of a segment, in this direction, and so starts from zero
 
   // Row of a [T, N, D, ...] tensor at step `time` of the input.
   __device__ __forceinline__ int64_t sequence_row(const Sizes& size, int64_t time) const {
@@ -135,6 +137,9 @@ __device__ __forceinline__ Place place(const Sizes& size, int64_t step, unsigned
   at.active = at.t >= 0 && at.t < length;
   at.first = at.t == (at.d ? length - 1 : 0);
   at.last = at.t == (at.d ? 0 : length - 1);
+  const int64_t begin =
+      at.d ? at.t + 1 : at.t;  // the reverse direction comes from the segment that begins there
+  at.enters = at.active && size.resets && begin < length && size.resets[begin * size.batch + at.n];
   return at;
 }
 
@@ -157,6 +162,12 @@ inline Launch launch_for(int64_t items, int threads, Stream stream) {
   return {.blocks = static_cast<unsigned>((items + threads - 1) / threads),
           .threads = static_cast<unsigned>(threads),
           .stream = stream};
+}
+
+// Threads that share any number of items among them.
+inline Launch launch_for_all(int64_t items, Stream stream) {
+  constexpr int kThreads = 256, kMaxBlocks = 65'536;
+  return launch_for(std::min<int64_t>(items, kThreads * kMaxBlocks), kThreads, stream);
 }
 
 inline bool aligned(const void* pointer, int64_t bytes) {

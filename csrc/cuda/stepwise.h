@@ -16,15 +16,17 @@ namespace fusedlstm::cuda {
 
 struct Sizes {
   int64_t steps, batch, hidden, outputs, directions;
-  const int64_t* lengths;  // [N]  steps of each row; null: T for all
+  const int64_t* lengths;  // [N]     steps of each row; null: T for all
+  const bool* resets;      // [T, N]  where a segment begins, entered from zero states; null: nowhere
 };
 
 struct ForwardArgs {
   Sizes size;
   const void* bias;       // [D, 4H] compute        sum of both biases; null without biases
   const void* recurrent;  // [D, N, 4H] compute     product of the state before this step and W_hh
-  void* gates;            // [T, N, D, 4H] compute  product of the input and W_ih; activated if `cell` is kept
-  void* cell;             // [T, N, D, H] compute   written; null: nothing is kept for a backward pass
+  void* gates;            // [T, N, D, 4H] compute  product of the input and W_ih
+  bool keep_gates;        // whether the activated gates take their place
+  void* cell;             // [T, N, D, H] compute   written; null: not wanted
   void* c;                // [D, N, H] compute      state before the step, replaced by that after it
   void* y;                // [T, N, D, P] io        written; zero past a row's length
   void* h;                // [D, N, P] io           replaced like c without a projection
@@ -45,7 +47,9 @@ struct BackwardArgs {
   const void* grad_h;     // [D, N, H] compute      from the step that followed; null: zero
   void* grad_c;           // [D, N, H] compute      of the state after this step, replaced by that before it
   void* grad_gates;       // [T, N, D, 4H] io       written; zero past a row's length
-  void* grad_gates_step;  // [D, N, 4H] io          this step's again; rows that take no part keep theirs
+  // This step's again, as the state before it feels them: zero where the step enters a segment. Rows that
+  // take no part keep theirs.
+  void* grad_gates_step;  // [D, N, 4H] io
   void* unprojected;      // [D, T, N, H] io        written in order of steps: the state before its projection
 };
 
@@ -53,6 +57,12 @@ struct BackwardArgs {
 void forward_cells(const ForwardArgs& args, int64_t step, Type io, const Plan& plan, Stream stream);
 void backward_cells(const BackwardArgs& args, int64_t step, Type io, const Plan& plan, Stream stream);
 
+// What forward_cells kept, of all steps in one launch: `gates` holds the products of the input and of the
+// states before each step, `recurrent`, `y`, `h` and `unprojected` are null.
+void rebuild_cells(const ForwardArgs& args, Type io, const Plan& plan, Stream stream);
+
+// before [D, T, N, P] io: the state from which each step started; zero past a row's length.
+void states_before(const Sizes& size, const void* h0, const void* y, void* before, Type io, Stream stream);
 // bias [4H] compute: the sum of both, [4H] io.
 void sum_biases(const void* bias_ih, const void* bias_hh, void* bias, int64_t gates, Type io, Stream stream);
 // Gradient of the projected states [D, T, N, P] io, in order of steps, as far as it comes from the outputs

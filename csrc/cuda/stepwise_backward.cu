@@ -26,9 +26,9 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
   const auto c = load<kUnits, C>(args.cell, sequence);
   auto grad_c = load<kUnits, C>(args.grad_c, state);
   Units<C, kUnits> c_prev{}, grad_h{};
-  if (at.first) {
+  if (at.first && !at.enters) {
     add<IO>(c_prev, args.c0, state);
-  } else {
+  } else if (!at.enters) {
     c_prev = load<kUnits, C>(args.cell, at.sequence_row(size, at.d ? at.t + 1 : at.t - 1) * H + at.unit);
   }
   if (args.grad_h) grad_h = load<kUnits, C>(args.grad_h, state);
@@ -48,11 +48,12 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
     narrow(grad.pre.g, grad_gates.g.at[u]);
     narrow(grad.pre.o, grad_gates.o.at[u]);
     narrow(grad.h, h.at[u]);
-    grad_c.at[u] = grad.c_prev;
+    grad_c.at[u] = at.enters ? C(0) : grad.c_prev;
   }
 
   store(args.grad_c, state, grad_c);
   store_gates(args.grad_gates, gate, H, grad_gates);
+  if (at.enters) grad_gates = {};
   store_gates(args.grad_gates_step, 4 * at.row * H + at.unit, H, grad_gates);
   if (args.unprojected) store(args.unprojected, unprojected, h);
 }
@@ -81,8 +82,6 @@ __global__ void seed_grad_h0_kernel(const Sizes size, const IO* grad_h_n, IO* gr
   grad_h0[i] = untouched ? grad_h_n[i] : IO{};
 }
 
-constexpr int kSeedThreads = 256, kMaxSeedBlocks = 65'536;
-
 }  // namespace
 
 void backward_cells(const BackwardArgs& args, int64_t step, Type io, const Plan& plan, Stream stream) {
@@ -99,17 +98,17 @@ void backward_cells(const BackwardArgs& args, int64_t step, Type io, const Plan&
 void seed_projected(const Sizes& size, const void* grad_y, const void* grad_h_n, void* grad_projected,
                     Type io, Stream stream) {
   with_type(io, [&]<class IO>(IO) {
-    const int64_t items = size.directions * size.steps * size.batch * size.outputs;
-    Launch grid = launch_for(std::min<int64_t>(items, kSeedThreads * kMaxSeedBlocks), kSeedThreads, stream);
-    launch("seed_projected", &seed_projected_kernel<IO>, grid, size, static_cast<const IO*>(grad_y),
-           static_cast<const IO*>(grad_h_n), static_cast<IO*>(grad_projected));
+    launch("seed_projected", &seed_projected_kernel<IO>,
+           launch_for_all(size.directions * size.steps * size.batch * size.outputs, stream), size,
+           static_cast<const IO*>(grad_y), static_cast<const IO*>(grad_h_n),
+           static_cast<IO*>(grad_projected));
   });
 }
 
 void seed_grad_h0(const Sizes& size, const void* grad_h_n, void* grad_h0, Type io, Stream stream) {
   with_type(io, [&]<class IO>(IO) {
     const int64_t items = size.directions * size.batch * size.outputs;
-    launch("seed_grad_h0", &seed_grad_h0_kernel<IO>, launch_for(items, kSeedThreads, stream), size,
+    launch("seed_grad_h0", &seed_grad_h0_kernel<IO>, launch_for(items, 256, stream), size,
            static_cast<const IO*>(grad_h_n), static_cast<IO*>(grad_h0));
   });
 }

@@ -1,0 +1,120 @@
+"""torch.func and forward-mode AD: right, by way of plain torch; and second derivatives as models use them."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, hessian, jvp, stack_module_state, vmap
+
+import fusedlstm
+
+# torch's own forward-mode AD scripts its decompositions when it is first used.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+OPTIONS = {
+    "plain": {},
+    "all": {"num_layers": 2, "bidirectional": True, "proj_size": 2},
+    "recompute": {"bidirectional": True, "recompute": True},
+}
+
+
+def _module(device, **options):
+    return fusedlstm.LSTM(3, 4, **options, dtype=torch.float64, device=device)
+
+
+def _random(*shape, device):
+    return torch.randn(*shape, dtype=torch.float64, device=device)
+
+
+def _loss(module, parameters, x, **options):
+    y, (_, c_n) = functional_call(module, parameters, (x,), options)
+    return y.square().sum() + c_n.sum()
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_vmap_over_sequences(options, device):
+    module, x = _module(device, **options), _random(6, 5, 2, 3, device=device)
+    y, (h_n, c_n) = vmap(module)(x)
+    for index, (one_y, (one_h, one_c)) in enumerate(map(module, x)):
+        for whole, one in ((y, one_y), (h_n, one_h), (c_n, one_c)):
+            torch.testing.assert_close(whole[index], one)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_gradients_of_each_sample(options, device):
+    module, x = _module(device, **options), _random(6, 5, 1, 3, device=device)
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    grads = vmap(grad(lambda parameters, x: _loss(module, parameters, x)), (None, 0))(parameters, x)
+    for index, sample in enumerate(x):
+        loss = _loss(module, dict(module.named_parameters()), sample)
+        for name, expected in zip(parameters, torch.autograd.grad(loss, list(module.parameters())), strict=True):
+            torch.testing.assert_close(grads[name][index], expected)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_an_ensemble(options, device):
+    modules = [_module(device, **options) for _ in range(3)]
+    x = _random(5, 2, 3, device=device)
+    base = copy.deepcopy(modules[0]).to("meta")
+    y, _ = vmap(lambda *state: functional_call(base, state, (x,)))(*stack_module_state(modules))
+    for whole, module in zip(y, modules, strict=True):
+        torch.testing.assert_close(whole, module(x)[0])
+
+
+def test_lengths_and_resets_differ_among_the_sequences(device):
+    module, x = _module(device, bidirectional=True), _random(6, 5, 2, 3, device=device)
+    lengths = torch.randint(0, 6, (6, 2), device=device)
+    resets = torch.rand(6, 5, 2, device=device) < 0.3
+    y, _ = vmap(lambda x, n, m: module(x, lengths=n, resets=m))(x, lengths, resets)
+    for whole, *one in zip(y, x, lengths, resets, strict=True):
+        torch.testing.assert_close(whole, module(one[0], lengths=one[1], resets=one[2])[0])
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_forward_mode(options, device):
+    """Against finite differences, and through torch.func.jvp against the vector-Jacobian products."""
+    module = _module(device, **options)
+    x = _random(3, 2, 3, device=device).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: module(x)[0], x, check_forward_ad=True, check_backward_ad=False)
+    tangent = torch.randn_like(x)
+    y, y_tangent = jvp(lambda x: module(x)[0], (x.detach(),), (tangent,))
+    cotangent = torch.randn_like(y)
+    (x_grad,) = torch.autograd.grad(module(x)[0], x, cotangent)
+    torch.testing.assert_close((x_grad * tangent).sum(), (y_tangent * cotangent).sum())
+
+
+def _torchs_own(device):
+    """cuDNN has no second derivatives; torch's other path has."""
+    return torch.backends.cudnn.flags(enabled=False) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def test_hessian_vector_product(device):
+    """Reverse over reverse, forward over reverse, and nn.LSTM's own."""
+    ours, torchs = _module(device), nn.LSTM(3, 4, dtype=torch.float64, device=device)
+    torchs.load_state_dict(ours.state_dict())
+    x = _random(4, 2, 3, device=device)
+    parameters = dict(ours.named_parameters())
+    vector = {name: torch.randn_like(p) for name, p in parameters.items()}
+
+    def reverse_over_reverse(module):
+        leaves = dict(module.named_parameters())
+        first = torch.autograd.grad(_loss(module, leaves, x), list(leaves.values()), create_graph=True)
+        return torch.autograd.grad(first, list(leaves.values()), list(vector.values()))
+
+    detached = {name: p.detach() for name, p in parameters.items()}
+    _, forward_over_reverse = jvp(grad(lambda p: _loss(ours, p, x)), (detached,), (vector,))
+    with _torchs_own(device):
+        expected = reverse_over_reverse(torchs)
+    for way in (reverse_over_reverse(ours), forward_over_reverse.values()):
+        for product, true in zip(way, expected, strict=True):
+            torch.testing.assert_close(product, true)
+
+
+def test_hessian(device):
+    module, x = _module(device), _random(3, 1, 3, device=device)
+    matrix = hessian(lambda x: _loss(module, dict(module.named_parameters()), x))(x).reshape(9, 9)
+    expected = torch.autograd.functional.hessian(lambda x: _loss(module, dict(module.named_parameters()), x), x)
+    torch.testing.assert_close(matrix, expected.reshape(9, 9))
+    torch.testing.assert_close(matrix, matrix.T)
