@@ -22,6 +22,9 @@ CPU_SOURCES = [
 CUDA_SOURCES = [
     "csrc/cuda/layer.cpp",
     "csrc/cuda/context.cpp",
+    "csrc/cuda/persistent_backward.cu",
+    "csrc/cuda/persistent_forward.cu",
+    "csrc/cuda/persistent_weights.cu",
     "csrc/cuda/stepwise_forward.cu",
     "csrc/cuda/stepwise_backward.cu",
 ]

@@ -34,28 +34,59 @@ Type type_named(const std::string& name) {
   throw std::invalid_argument("plan: dtype must be float32, float64, float16 or bfloat16, got " + name);
 }
 
+Wanted strategy_named(const std::string& name) {
+  if (name == "fastest") return Wanted::fastest;
+  if (name == "stepwise") return Wanted::stepwise;
+  if (name == "persistent") return Wanted::persistent;
+  throw std::invalid_argument("plan: strategy must be fastest, stepwise or persistent, got " + name);
+}
+
 void bind_plan(pybind11::module_& m) {
   pybind11::class_<Problem>(m, "Problem",
-                            "One layer: T steps, N rows, H hidden units, P outputs, D directions.")
+                            "One pass of a layer: T steps, N rows, H hidden units, P outputs, D directions.")
       .def(pybind11::init([](int64_t steps, int64_t batch, int64_t hidden, std::optional<int64_t> outputs,
-                             int64_t directions, const std::string& dtype) {
-             return Problem{steps, batch, hidden, outputs.value_or(hidden), directions, type_named(dtype)};
+                             int64_t directions, const std::string& dtype, bool tf32, bool backward) {
+             return Problem{steps,      batch,
+                            hidden,     outputs.value_or(hidden),
+                            directions, type_named(dtype),
+                            tf32,       backward ? Pass::backward : Pass::forward};
            }),
            pybind11::kw_only(), "steps"_a, "batch"_a, "hidden"_a, "outputs"_a = pybind11::none(),
-           "directions"_a = 1, "dtype"_a = "float32");
+           "directions"_a = 1, "dtype"_a = "float32", "tf32"_a = false, "backward"_a = false);
   pybind11::class_<Limits>(m, "Limits", "What a GPU offers.")
-      .def(pybind11::init<int, int, int>(), pybind11::kw_only(), "multiprocessors"_a,
-           "threads_per_multiprocessor"_a, "registers_per_multiprocessor"_a = 65'536);
+      .def(pybind11::init<int, int, int, int, int, double>(), pybind11::kw_only(), "multiprocessors"_a,
+           "threads_per_multiprocessor"_a, "registers_per_multiprocessor"_a = 65'536, "shared_memory"_a = 0,
+           "compute_capability"_a = 0, "clock_ghz"_a = 1.0);
+  pybind11::class_<Stepwise>(m, "Stepwise", "The kernel that updates all cells of a step.")
+      .def_readonly("units", &Stepwise::units)
+      .def_readonly("threads", &Stepwise::threads)
+      .def_readonly("blocks", &Stepwise::blocks)
+      .def_readonly("registers", &Stepwise::registers)
+      .def_readonly("launches_per_step", &Stepwise::launches_per_step);
+  pybind11::class_<Persistent>(m, "Persistent", "The launch that runs all steps.")
+      .def_readonly("groups", &Persistent::groups)
+      .def_readonly("rows", &Persistent::rows)
+      .def_readonly("members", &Persistent::members)
+      .def_readonly("tiles", &Persistent::tiles)
+      .def_readonly("pieces", &Persistent::pieces)
+      .def_readonly("chunk", &Persistent::chunk)
+      .def_property_readonly("shared_bytes", &shared_bytes);
   pybind11::class_<Plan>(m, "Plan", "Which kernels run a layer and how they share its work.")
-      .def_property_readonly("strategy", [](const Plan&) { return "stepwise"; })
-      .def_readonly("units", &Plan::units)
-      .def_readonly("threads", &Plan::threads)
-      .def_readonly("blocks", &Plan::blocks)
-      .def_readonly("registers", &Plan::registers)
-      .def_readonly("launches_per_step", &Plan::launches_per_step)
+      .def_property_readonly(
+          "strategy",
+          [](const Plan& plan) { return plan.strategy == Strategy::stepwise ? "stepwise" : "persistent"; })
+      .def_readonly("stepwise", &Plan::stepwise)
+      .def_readonly("persistent", &Plan::persistent)
+      .def_readonly("stepwise_us", &Plan::stepwise_us)
+      .def_readonly("persistent_us", &Plan::persistent_us)
       .def_readonly("reason", &Plan::reason)
       .def("__repr__", &to_string);
-  m.def("make_plan", &make_plan, "problem"_a, "limits"_a, "Chooses; asks no GPU.");
+  m.def(
+      "make_plan",
+      [](const Problem& problem, const Limits& limits, const std::string& strategy) {
+        return make_plan(problem, limits, strategy_named(strategy));
+      },
+      "problem"_a, "limits"_a, "strategy"_a = "fastest", "Chooses; asks no GPU.");
 }
 
 }  // namespace

@@ -1,5 +1,8 @@
 #include "plan.h"
 
+#include <algorithm>
+#include <array>
+#include <cstdio>
 #include <stdexcept>
 
 namespace fusedlstm {
@@ -9,34 +12,73 @@ constexpr int64_t ceil_divide(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// Instructions of a thread that do not depend on its units (indices, row lengths), and those of one unit
-// (five exponentials and about forty others): counted in the SASS of stepwise_forward.cu for sm_90.
-constexpr int64_t kInstructionsPerThread = 40, kInstructionsPerUnit = 50;
+// The model's constants. None has been measured on a GPU by this project yet; where each comes from:
+struct Model {
+  // Instructions of a thread that do not depend on its units (indices, row lengths), and those of one unit
+  // (five exponentials and about forty others): counted in the SASS of stepwise_forward.cu for sm_90.
+  int64_t instructions_per_thread = 40, instructions_per_unit = 50;
+
+  // Launches follow each other no faster: nn.LSTM's per-step path takes 6.5 us a step of two launches at
+  // least (table of PyTorch's pull request 62143, 2021).
+  double launch_us = 2.6;
+  // A product of one step, and the kernel of its cells, start and end in so much: cuBLAS at small sizes.
+  double product_us = 2.2, cells_us = 1.9, gap_us = 0.9;
+  double weight_bytes_per_us = 4.0e6;  // of a product whose weights come from the L2 cache
+  double cell_bytes_per_us = 3.0e6;
+  double product_flops_share = 0.5;  // of the tensor cores' rate in such products
+
+  // Cycles from a store to its sight by another multiprocessor with a flag between, and back in step: the
+  // fence's answer 450, the flag 200, the poll 400, the data 400 (latencies of the L2 cache, arXiv
+  // 2501.12084), barriers and drain 400.
+  double exchange_cycles = 1450, fixed_cycles = 400;
+  // Bytes a cycle from the L2 cache to one multiprocessor alone, and to each when all read.
+  double l2_alone = 45, l2_shared = 24;
+  double shared_bytes_per_cycle = 115;  // of 128
+  double cell_cycles = 120, cell_cycles_each = 0.7;
+  double memory_bytes_per_us = 4.0e6;
+  // A cooperative launch, the zeroed exchange, the weights' way onto the chip.
+  double launch_persistent_us = 12;
+};
+constexpr Model kModel;
+
+// Operations of the tensor cores a cycle and multiprocessor, 16-bit types with float32 sums, dense, as
+// mma.sync reaches them: the datasheets' rates, and of that 62% on 9.0 (arXiv 2402.13499), which later chips
+// are taken to have too.
+double tensor_flops(int compute_capability) {
+  if (compute_capability >= 120) return 1024;
+  if (compute_capability >= 90) return 0.62 * 4096;
+  if (compute_capability >= 86) return 512;
+  return 2048;
+}
+
+double flops_per_cycle(const Problem& problem, const Limits& limits) {
+  const double rate = tensor_flops(limits.compute_capability);
+  if (io_bytes(problem.type) == 2) return rate;
+  return problem.type == Type::float32 && problem.tf32 ? rate / 2 : 256;
+}
 
 // stepwise_*.cu are compiled for at most this many, which lets 1024 threads run on a multiprocessor.
 constexpr int kStepwiseRegisters = 64;
 
 // What the busiest multiprocessor has to issue in one step.
-int64_t cost(const Plan& plan, const Limits& limits) {
-  const int64_t per_thread = kInstructionsPerThread + kInstructionsPerUnit * plan.units;
+int64_t cost(const Stepwise& plan, const Limits& limits) {
+  const int64_t per_thread = kModel.instructions_per_thread + kModel.instructions_per_unit * plan.units;
   return ceil_divide(plan.blocks, limits.multiprocessors) * plan.threads * per_thread;
 }
 
-Plan stepwise(const Problem& problem, const Limits& limits) {
+Stepwise plan_stepwise(const Problem& problem, const Limits& limits) {
   const int64_t cells = problem.directions * problem.batch * problem.hidden;
   const int widest = static_cast<int>(16 / compute_bytes(problem.type));
   const bool projected = problem.outputs != problem.hidden;
-  Plan best{};
+  Stepwise best{};
   for (const int units : {widest, 1}) {
     if (problem.hidden % units) continue;
     for (const int threads : {256, 128, 64}) {
-      const Plan plan{.strategy = Strategy::stepwise,
-                      .units = units,
-                      .threads = threads,
-                      .blocks = ceil_divide(cells / units, threads),
-                      .registers = kStepwiseRegisters,
-                      .launches_per_step = projected ? 3 : 2,
-                      .reason = {}};
+      const Stepwise plan{.units = units,
+                          .threads = threads,
+                          .blocks = ceil_divide(cells / units, threads),
+                          .registers = kStepwiseRegisters,
+                          .launches_per_step = projected ? 3 : 2};
       if (threads > limits.threads_per_multiprocessor ||
           threads * plan.registers > limits.registers_per_multiprocessor)
         continue;
@@ -45,29 +87,148 @@ Plan stepwise(const Problem& problem, const Limits& limits) {
     }
   }
   if (best.threads == 0) throw std::invalid_argument("plan: the device takes no block of 64 threads");
-  best.reason = std::to_string(cells) + " cells a step over " + std::to_string(limits.multiprocessors) +
-                " multiprocessors";
   return best;
+}
+
+// Bytes that a cell of a step moves from and to memory.
+double cell_bytes(const Problem& problem) {
+  const int64_t io = io_bytes(problem.type), compute = compute_bytes(problem.type);
+  return static_cast<double>(problem.pass == Pass::forward ? 9 * compute + io : 7 * compute + 5 * io);
+}
+
+double stepwise_us(const Problem& problem, const Stepwise& plan, const Limits& limits) {
+  const double cells = static_cast<double>(problem.directions * problem.batch * problem.hidden);
+  const double weights = 4.0 * problem.directions * problem.hidden * problem.outputs * io_bytes(problem.type);
+  const double flops = 8.0 * cells * problem.outputs;
+  const double rate = kModel.product_flops_share * flops_per_cycle(problem, limits) * limits.multiprocessors *
+                      limits.clock_ghz * 1e3;
+  const double product = kModel.product_us + std::max(weights / kModel.weight_bytes_per_us, flops / rate);
+  const double update = kModel.cells_us + cells * cell_bytes(problem) / kModel.cell_bytes_per_us;
+  return std::max(plan.launches_per_step * kModel.launch_us,
+                  product + update + plan.launches_per_step * kModel.gap_us);
+}
+
+double persistent_us(const Problem& problem, const Persistent& plan, const Limits& limits) {
+  const double state =
+      static_cast<double>(plan.rows) * plan.pieces * 64 * kPersistentWarps;  // bytes a block reads
+  const double share = static_cast<double>(plan.blocks(problem.directions)) / limits.multiprocessors;
+  const double ingest = state / std::min(kModel.l2_alone, kModel.l2_shared / share);
+  const double terms = static_cast<double>(plan.pieces * kPersistentWarps * 64 / io_bytes(problem.type));
+  const double product = 2.0 * 16 * plan.tiles * plan.rows * terms / flops_per_cycle(problem, limits);
+  const int spilled = std::max(0, plan.tiles - kRegisterFragments / plan.pieces);
+  const double chunks = static_cast<double>(plan.rows) / 8 / plan.chunk;
+  const double weights =
+      plan.rows / 8.0 * spilled * plan.pieces * kPersistentWarps * 1024.0 / kModel.shared_bytes_per_cycle;
+  const double partials =
+      2.0 * chunks * 16.0 * static_cast<double>(partial_count(plan)) / kModel.shared_bytes_per_cycle;
+  const double cells = static_cast<double>(plan.rows) * problem.hidden / plan.members;
+  const double updates = chunks * kModel.cell_cycles + kModel.cell_cycles_each * cells;
+  const double memory = static_cast<double>(problem.directions * problem.batch * problem.hidden) *
+                        cell_bytes(problem) / kModel.memory_bytes_per_us * limits.clock_ghz * 1e3;
+  const double busy = std::max({product, weights, ingest, memory}) + 0.25 * std::min(product, ingest);
+  const double cycles = kModel.exchange_cycles + kModel.fixed_cycles + busy + partials + updates;
+  return cycles / (limits.clock_ghz * 1e3) + kModel.launch_persistent_us / static_cast<double>(problem.steps);
+}
+
+// What persistent_*.cu are compiled for.
+constexpr std::array kForwardPieces{1, 2, 3, 4, 6, 8}, kBackwardPieces{1, 2, 4, 8, 12, 16};
+
+// The fastest of the persistent plans that fit, by the model; `members` is 0 where none does.
+Persistent plan_persistent(const Problem& problem, const Limits& limits) {
+  Persistent best{};
+  const bool has_kernels = problem.outputs == problem.hidden && limits.compute_capability >= 80 &&
+                           (io_bytes(problem.type) == 2 || (problem.type == Type::float32 && problem.tf32));
+  // A block's flags count chunks of steps in 32 bits.
+  if (!has_kernels || problem.steps * ceil_divide(problem.batch, 8) >= int64_t{1} << 31) return best;
+  const bool forward = problem.pass == Pass::forward;
+  const int64_t terms = 64 / io_bytes(problem.type) * kPersistentWarps;  // that a piece of each warp covers
+  const int64_t needed = ceil_divide(forward ? problem.hidden : ceil_divide(problem.hidden, 8) * 32, terms);
+  int pieces = 0;
+  for (const int compiled : forward ? kForwardPieces : kBackwardPieces)
+    if (compiled >= needed && (pieces == 0 || compiled < pieces)) pieces = compiled;
+  if (pieces == 0) return best;
+
+  for (int share = 1; share <= 8;
+       ++share) {  // blocks of 8 units, or tiles of 16: an item of work for each warp
+    const int64_t members = ceil_divide(problem.hidden, share * (forward ? 8 : 16));
+    const int64_t room = limits.multiprocessors / (problem.directions * members);
+    const int64_t row_tiles = ceil_divide(problem.batch, 8);
+    for (int64_t groups = 1; groups <= std::min(room, row_tiles); ++groups) {
+      const int64_t least = ceil_divide(row_tiles, groups);
+      const int64_t chunk = std::min<int64_t>(least, kPersistentWarps / share);
+      const int64_t tiles = ceil_divide(least, chunk) * chunk;
+      if (ceil_divide(row_tiles, tiles) != groups) continue;  // fewer groups do
+      const Persistent plan{.groups = static_cast<int>(groups),
+                            .rows = static_cast<int>(tiles * 8),
+                            .members = static_cast<int>(members),
+                            .tiles = forward ? 2 * share : share,
+                            .pieces = pieces,
+                            .chunk = static_cast<int>(chunk)};
+      if (shared_bytes(plan) > limits.shared_memory) continue;
+      if (best.members == 0 || persistent_us(problem, plan, limits) < persistent_us(problem, best, limits))
+        best = plan;
+    }
+  }
+  return best;
+}
+
+std::string format(const char* pattern, auto... values) {
+  char text[256];
+  std::snprintf(text, sizeof text, pattern, values...);
+  return text;
 }
 
 }  // namespace
 
-Plan make_plan(const Problem& problem, const Limits& limits) {
+Plan make_plan(const Problem& problem, const Limits& limits, Wanted wanted) {
   // Indices inside one step are 32-bit; the largest is that of a gate.
   constexpr int64_t kMaxGates = (int64_t{1} << 31) - 1;
   const int64_t gates = 4 * problem.directions * problem.batch * problem.hidden;
   if (gates > kMaxGates)
     throw std::invalid_argument("plan: directions * batch * 4 * hidden_size must be below 2^31, got " +
                                 std::to_string(gates) + "; split the batch");
-  return stepwise(problem, limits);
+  if (problem.steps > kMaxGates)
+    throw std::invalid_argument("plan: steps must be below 2^31, got " + std::to_string(problem.steps) +
+                                "; split the sequence");
+  Plan plan{.strategy = Strategy::stepwise,
+            .stepwise = plan_stepwise(problem, limits),
+            .persistent = wanted == Wanted::stepwise ? Persistent{} : plan_persistent(problem, limits),
+            .stepwise_us = 0,
+            .persistent_us = 0,
+            .reason = {}};
+  plan.stepwise_us = stepwise_us(problem, plan.stepwise, limits);
+  if (plan.persistent.members == 0) {
+    plan.reason =
+        wanted == Wanted::stepwise ? "asked for" : "no persistent kernel takes this layer on this device";
+    return plan;
+  }
+  plan.persistent_us = persistent_us(problem, plan.persistent, limits);
+  if (wanted == Wanted::persistent || plan.persistent_us < plan.stepwise_us) {
+    plan.strategy = Strategy::persistent;
+    plan.reason = wanted == Wanted::persistent ? "asked for" : "predicted to be faster";
+  } else {
+    plan.persistent = {};
+    plan.reason = "predicted to be faster";
+  }
+  return plan;
 }
 
 std::string to_string(const Plan& plan) {
-  return "Plan(strategy=stepwise, units=" + std::to_string(plan.units) +
-         ", threads=" + std::to_string(plan.threads) + ", blocks=" + std::to_string(plan.blocks) +
-         ", registers=" + std::to_string(plan.registers) +
-         ", launches_per_step=" + std::to_string(plan.launches_per_step) + ", reason=\"" + plan.reason +
-         "\")";
+  std::string text = "Plan(";
+  if (plan.strategy == Strategy::persistent) {
+    const Persistent& p = plan.persistent;
+    text += format(
+        "strategy=persistent, groups=%d, rows=%d, members=%d, tiles=%d, pieces=%d, chunk=%d, "
+        "shared_bytes=%lld",
+        p.groups, p.rows, p.members, p.tiles, p.pieces, p.chunk, static_cast<long long>(shared_bytes(p)));
+  } else {
+    const Stepwise& s = plan.stepwise;
+    text += format("strategy=stepwise, units=%d, threads=%d, blocks=%lld, registers=%d, launches_per_step=%d",
+                   s.units, s.threads, static_cast<long long>(s.blocks), s.registers, s.launches_per_step);
+  }
+  text += format(", stepwise_us=%.2f", plan.stepwise_us);
+  if (plan.persistent_us > 0) text += format(", persistent_us=%.2f", plan.persistent_us);
+  return text + ", reason=\"" + plan.reason + "\")";
 }
 
 }  // namespace fusedlstm

@@ -8,38 +8,89 @@
 namespace fusedlstm {
 
 enum class Type { float32, float64, float16, bfloat16 };
+enum class Pass { forward, backward };
 
 // Gates and cell states of 16-bit types are float32.
 constexpr int64_t compute_bytes(Type type) {
   return type == Type::float64 ? 8 : 4;
 }
+constexpr int64_t io_bytes(Type type) {
+  return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2;
+}
 
 struct Problem {
   int64_t steps, batch, hidden, outputs, directions;  // T, N, H, P (= H without a projection), D
   Type type;
+  bool tf32 = false;  // whether products of float32 may be TF32
+  Pass pass = Pass::forward;
 };
 
 struct Limits {
   int multiprocessors;
   int threads_per_multiprocessor;
   int registers_per_multiprocessor;
+  int shared_memory = 0;       // bytes that one block can have
+  int compute_capability = 0;  // 10 * major + minor
+  double clock_ghz = 1.0;
 };
 
-enum class Strategy { stepwise };
+enum class Strategy {
+  stepwise,    // a product and a kernel for each step
+  persistent,  // one launch for all steps, with the weights on the chip
+};
 
-struct Plan {
-  Strategy strategy;
-  // Of the kernel that updates all cells of a step.
+// Of the kernel that updates all cells of a step.
+struct Stepwise {
   int units;    // that one thread updates: as many as fit 16 bytes, or one
   int threads;  // of a block
   int64_t blocks;
   int registers;  // of a thread, at most: the compile gate holds the kernels to it
   int launches_per_step;
+};
+
+// Blocks have 8 warps and a multiprocessor each. Those of a group share the units of one direction and run
+// its rows of the batch; groups never hear of each other.
+constexpr int kPersistentWarps = 8;
+// Fragments of weights (16 rows by 64 bytes, 8 registers of a thread) that registers hold; the rest is in
+// shared memory.
+constexpr int kRegisterFragments = 16;
+
+struct Persistent {
+  int groups;   // of rows of the batch
+  int rows;     // of a group, a multiple of 8 * chunk
+  int members;  // blocks of a group
+  int tiles;    // of 16 rows of weights that a block holds: 4 gates of 4 units forward, 16 units backward
+  int pieces;   // of 64 bytes of the state that each warp multiplies
+  int chunk;    // tiles of 8 rows of the batch that a block finishes together
+
+  constexpr int64_t blocks(int64_t directions) const { return directions * groups * members; }
+  constexpr bool operator==(const Persistent&) const = default;
+};
+
+// Sums of one lane that wait to be added up.
+constexpr int64_t partial_count(const Persistent& plan) {
+  return int64_t{plan.chunk} * plan.tiles * kPersistentWarps * 32;
+}
+// Dynamic shared memory: partial sums, cell states (or their gradients), and weights beyond the registers.
+constexpr int64_t shared_bytes(const Persistent& plan) {
+  const int64_t threads = kPersistentWarps * 32, chunks = plan.rows / 8 / plan.chunk;
+  const int64_t spilled = plan.tiles - kRegisterFragments / plan.pieces;
+  return 16 * partial_count(plan) + chunks * threads * 16 +
+         (spilled > 0 ? spilled * plan.pieces * threads * 32 : 0);
+}
+
+struct Plan {
+  Strategy strategy;
+  Stepwise stepwise;      // also what is done where the device turns out not to take the persistent launch
+  Persistent persistent;  // all zero for the stepwise strategy
+  double stepwise_us, persistent_us;  // of a step, by the model; the latter 0 where no persistent kernel fits
   std::string reason;
 };
 
-// Throws std::invalid_argument for a problem that no kernel can take.
-Plan make_plan(const Problem& problem, const Limits& limits);
+// Throws std::invalid_argument for a problem that no kernel can take. `wanted` may force a strategy; the
+// persistent one is taken where it fits.
+enum class Wanted { fastest, stepwise, persistent };
+Plan make_plan(const Problem& problem, const Limits& limits, Wanted wanted = Wanted::fastest);
 
 std::string to_string(const Plan& plan);
 

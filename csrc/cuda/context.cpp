@@ -83,7 +83,11 @@ Limits Context::limits() const {
   };
   return {.multiprocessors = attribute(cudaDevAttrMultiProcessorCount),
           .threads_per_multiprocessor = attribute(cudaDevAttrMaxThreadsPerMultiProcessor),
-          .registers_per_multiprocessor = attribute(cudaDevAttrMaxRegistersPerMultiprocessor)};
+          .registers_per_multiprocessor = attribute(cudaDevAttrMaxRegistersPerMultiprocessor),
+          .shared_memory = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          .compute_capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+                                attribute(cudaDevAttrComputeCapabilityMinor),
+          .clock_ghz = attribute(cudaDevAttrClockRate) * 1e-6};
 }
 
 // cuBLAS stores matrices by columns: what it takes for a matrix is the transpose of ours, so c^T = b^T a^T.

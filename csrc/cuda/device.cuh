@@ -9,6 +9,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cassert>
 #include <cstdint>
 
 namespace fusedlstm::cuda {
@@ -84,6 +85,24 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], 
       "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// To the 10 bits of a mantissa that TF32 has, to nearest: the tensor cores cut off the others.
+__device__ __forceinline__ float round_to_tf32(float value) {
+  uint32_t out;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(out) : "f"(value));
+  return __uint_as_float(out);
+}
+
+// Time of the device.
+__device__ __forceinline__ uint64_t nanoseconds() {
+  uint64_t time;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(time));
+  return time;
+}
+// Ends the launch with an error and a message: another block no longer answers.
+__device__ __forceinline__ void give_up() {
+  __assert_fail("fusedlstm: a block has waited 20 s for another one", __FILE__, __LINE__, __func__);
 }
 
 // Accesses to global memory that blocks of one grid share. Polling takes relaxed loads with one fence after

@@ -22,6 +22,7 @@ struct Launch {
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -31,6 +32,29 @@ namespace fusedlstm::cuda {
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   throw std::runtime_error(std::string("fusedlstm: ") + what + " failed: " + cudaGetErrorString(error));
+}
+
+inline void allow_shared_memory(const char* name, const void* kernel, std::size_t bytes) {
+  if (bytes <= 48 * 1024) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        name);
+}
+
+// Whether the current device takes all blocks of a launch at once.
+template <class... Parameters>
+bool fits(void (*kernel)(Parameters...), const Launch& launch) {
+  int device = 0, multiprocessors = 0, room = 0, blocks = 0;
+  check(cudaGetDevice(&device), "a query of the device");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+        "a query of the device");
+  check(cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "a query of the device");
+  if (launch.shared_memory > static_cast<std::size_t>(room)) return false;
+  allow_shared_memory("a query of the kernel", reinterpret_cast<const void*>(kernel), launch.shared_memory);
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, static_cast<int>(launch.threads),
+                                                      launch.shared_memory),
+        "a query of the kernel");
+  return int64_t{blocks} * multiprocessors >= launch.blocks;
 }
 
 template <class... Parameters, class... Arguments>
@@ -45,10 +69,7 @@ void launch(const char* name, void (*kernel)(Parameters...), const Launch& launc
   config.stream = launch.stream;
   config.attrs = &attribute;
   config.numAttrs = launch.cooperative ? 1 : 0;
-  if (launch.shared_memory > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(launch.shared_memory)),
-          name);
+  allow_shared_memory(name, reinterpret_cast<const void*>(kernel), launch.shared_memory);
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), name);
 }
 

@@ -1,5 +1,6 @@
-// One layer on a GPU: the matrix products over all steps, the tensors, and the loop over steps, each of which
-// is one product and one kernel for all directions at once (and one more product with a projection).
+// One layer on a GPU: the matrix products over all steps, the tensors, and between them the recurrence: one
+// persistent launch, or a loop over steps, each of which is one product and one kernel for all directions at
+// once (and one more product with a projection).
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
@@ -9,6 +10,7 @@
 
 #include "../checks.h"
 #include "context.h"
+#include "persistent.h"
 #include "stepwise.h"
 
 namespace fusedlstm::cuda {
@@ -44,6 +46,17 @@ void announce(const Plan& plan) {
     std::fprintf(stderr, "fusedlstm: %s\n", text.c_str());
 }
 
+// FUSEDLSTM_STRATEGY overrules the model of the plan.
+Wanted wanted() {
+  const char* const choice = std::getenv("FUSEDLSTM_STRATEGY");
+  const std::string name = choice ? choice : "fastest";
+  if (name == "fastest") return Wanted::fastest;
+  if (name == "stepwise") return Wanted::stepwise;
+  STD_TORCH_CHECK(name == "persistent", "FUSEDLSTM_STRATEGY must be fastest, stepwise or persistent, got ",
+                  name);
+  return Wanted::persistent;
+}
+
 // The arguments of a layer made dense, and what every part of its work needs to know.
 struct Work {
   Inputs in;
@@ -53,7 +66,7 @@ struct Work {
   Plan plan;
   Sizes size;
 
-  Work(const Inputs& inputs, bool tf32)
+  Work(const Inputs& inputs, bool tf32, Pass pass)
       : in(checked(inputs)),
         layer(in),
         io(in.x.scalar_type()),
@@ -64,8 +77,10 @@ struct Work {
                         .hidden = layer.hidden,
                         .outputs = layer.outputs,
                         .directions = layer.directions,
-                        .type = type_of(io)},
-                       context.limits())),
+                        .type = type_of(io),
+                        .tf32 = tf32,
+                        .pass = pass},
+                       context.limits(), wanted())),
         size{layer.steps,
              layer.batch,
              layer.hidden,
@@ -78,6 +93,7 @@ struct Work {
 
   Type type() const { return type_of(io); }
   Stream stream() const { return context.stream(); }
+  bool persistent() const { return plan.strategy == Strategy::persistent; }
   bool empty() const { return layer.steps == 0 || layer.batch == 0; }
 
   // Place of an element of a tensor, counted in the layer's type.
@@ -92,6 +108,30 @@ struct Work {
   static Inputs checked(const Inputs& inputs) {
     (void)Layer(inputs);  // the caller's own tensors, before any is copied
     return prepare(inputs, inputs.x.scalar_type());
+  }
+};
+
+// What a persistent launch needs besides the layer's own tensors: the weights in its order, and memory
+// through which its blocks talk. It lives as long as its owner.
+struct PersistentMemory {
+  Tensor weights, slots, flags;
+
+  PersistentMemory(const Work& work, Pass pass, const Tensor& weight_hh)
+      : weights(work.new_io({packed_bytes(work.size, work.plan.persistent) / io_bytes(work.type())})),
+        slots(new_zeros(work.in.x, {slot_elements(work)})),
+        flags(new_zeros(work.in.x, {work.plan.persistent.blocks(work.layer.directions) * kFlagWords},
+                        ScalarType::Int)) {
+    pack_weights(work.size, work.plan.persistent, pass, weight_hh.data_ptr(), weights.data_ptr(), work.type(),
+                 work.stream());
+  }
+
+  Exchange exchange() const { return {slots.data_ptr(), pointer<uint32_t>(flags)}; }
+
+ private:
+  static int64_t slot_elements(const Work& work) {
+    const Persistent& plan = work.plan.persistent;
+    const int64_t row = kPersistentWarps * plan.pieces * 64 / io_bytes(work.type());
+    return 2 * work.layer.directions * plan.groups * plan.rows * row;
   }
 };
 
@@ -136,23 +176,29 @@ Tensor input_gates(const Work& work) {
   return gates;
 }
 
-ForwardResult run_forward(const Work& work, bool keep_cells, bool keep_gates) {
+// Whether the device has taken the launch.
+bool launch_forward(const Work& work, const Tensor& weight_hh, const std::optional<Tensor>& bias,
+                    const Tensor& c, const ForwardResult& out, bool keep_gates) {
+  const PersistentMemory memory(work, Pass::forward, weight_hh);
+  return forward_persistent({.size = work.size,
+                             .plan = work.plan.persistent,
+                             .exchange = memory.exchange(),
+                             .weights = memory.weights.data_ptr(),
+                             .bias = pointer<void>(bias),
+                             .h0 = work.in.h0.data_ptr(),
+                             .gates = out.gates.data_ptr(),
+                             .keep_gates = keep_gates,
+                             .cell = out.cell.numel() ? out.cell.data_ptr() : nullptr,
+                             .c = c.data_ptr(),
+                             .y = out.y.data_ptr(),
+                             .h = out.h_n.data_ptr()},
+                            work.type(), work.stream());
+}
+
+void forward_steps(const Work& work, const Tensor& weight_hh, const std::optional<Tensor>& bias,
+                   const Tensor& c, const ForwardResult& out, bool keep_gates) {
   const Layer& layer = work.layer;
   const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
-  ForwardResult out;
-  out.y = work.new_io({T, N, D * P});
-  out.h_n = clone(work.in.h0);
-  out.cell = keep_cells ? work.new_compute({T, N, D * H}) : work.new_compute({0});
-  if (work.empty()) {
-    out.gates = keep_gates ? work.new_compute({T, N, D * 4 * H}) : work.new_compute({0});
-    out.c_n = clone(work.in.c0);
-    return out;
-  }
-
-  out.gates = input_gates(work);
-  const Tensor weight_hh = stack(layer.of_each_direction(&Layer::weight_hh));
-  const std::optional<Tensor> bias = bias_sum(work);
-  const Tensor c = converted(work.in.c0, work.compute, work);
   const Tensor recurrent = work.new_compute({D, N, 4 * H});
   std::optional<Tensor> weight_hr, unprojected;
   if (layer.projected) {
@@ -164,7 +210,7 @@ ForwardResult run_forward(const Work& work, bool keep_cells, bool keep_gates) {
                          .recurrent = recurrent.data_ptr(),
                          .gates = out.gates.data_ptr(),
                          .keep_gates = keep_gates,
-                         .cell = keep_cells ? out.cell.data_ptr() : nullptr,
+                         .cell = out.cell.numel() ? out.cell.data_ptr() : nullptr,
                          .c = c.data_ptr(),
                          .y = out.y.data_ptr(),
                          .h = out.h_n.data_ptr(),
@@ -183,7 +229,7 @@ ForwardResult run_forward(const Work& work, bool keep_cells, bool keep_gates) {
 
   for (int64_t step = 0; step < T; ++step) {
     work.context.multiply(hidden_to_gates);
-    forward_cells(args, step, work.type(), work.plan, work.stream());
+    forward_cells(args, step, work.type(), work.plan.stepwise, work.stream());
     if (layer.projected)
       work.context.multiply(
           {.m = N,
@@ -197,17 +243,38 @@ ForwardResult run_forward(const Work& work, bool keep_cells, bool keep_gates) {
            .accumulate = true,
            .batch = D});
   }
-  if (layer.projected) forward_cells(args, T, work.type(), work.plan, work.stream());
+  if (layer.projected) forward_cells(args, T, work.type(), work.plan.stepwise, work.stream());
+}
+
+ForwardResult run_forward(const Work& work, bool keep_cells, bool keep_gates) {
+  const Layer& layer = work.layer;
+  const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
+  ForwardResult out;
+  out.y = work.new_io({T, N, D * P});
+  out.h_n = clone(work.in.h0);
+  out.cell = keep_cells ? work.new_compute({T, N, D * H}) : work.new_compute({0});
+  if (work.empty()) {
+    out.gates = keep_gates ? work.new_compute({T, N, D * 4 * H}) : work.new_compute({0});
+    out.c_n = clone(work.in.c0);
+    return out;
+  }
+
+  out.gates = input_gates(work);
+  const Tensor weight_hh = stack(layer.of_each_direction(&Layer::weight_hh));
+  const std::optional<Tensor> bias = bias_sum(work);
+  const Tensor c = converted(work.in.c0, work.compute, work);
+  if (!work.persistent() || !launch_forward(work, weight_hh, bias, c, out, keep_gates))
+    forward_steps(work, weight_hh, bias, c, out, keep_gates);
   out.c_n = converted(c, work.io, work);
   if (!keep_gates) out.gates = work.new_compute({0});
   return out;
 }
-
 std::tuple<Tensor, Tensor, Tensor> lstm_inference(const Tensor& x, const Tensor& h0, const Tensor& c0,
                                                   const std::vector<Tensor>& weights,
                                                   const std::optional<Tensor>& lengths,
                                                   const std::optional<Tensor>& resets, bool tf32) {
-  const ForwardResult out = run_forward(Work({x, h0, c0, weights, lengths, resets}, tf32), false, false);
+  const ForwardResult out =
+      run_forward(Work({x, h0, c0, weights, lengths, resets}, tf32, Pass::forward), false, false);
   return {out.y, out.h_n, out.c_n};
 }
 
@@ -217,7 +284,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(const Tensor& x,
                                                                 const std::optional<Tensor>& lengths,
                                                                 const std::optional<Tensor>& resets,
                                                                 bool tf32, bool keep_cells, bool keep_gates) {
-  const Work work({x, h0, c0, weights, lengths, resets}, tf32);
+  const Work work({x, h0, c0, weights, lengths, resets}, tf32, Pass::forward);
   const ForwardResult out = run_forward(work, keep_cells, keep_gates);
   return {out.y, out.h_n, out.c_n, out.cell, out.gates};
 }
@@ -235,7 +302,7 @@ std::tuple<Tensor, Tensor> lstm_rebuild(const Tensor& x, const Tensor& h0, const
                                         const std::vector<Tensor>& weights,
                                         const std::optional<Tensor>& lengths,
                                         const std::optional<Tensor>& resets, bool tf32, const Tensor& y) {
-  const Work work({x, h0, c0, weights, lengths, resets}, tf32);
+  const Work work({x, h0, c0, weights, lengths, resets}, tf32, Pass::backward);
   const Layer& layer = work.layer;
   check_outputs(layer, y);
   const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
@@ -264,7 +331,7 @@ std::tuple<Tensor, Tensor> lstm_rebuild(const Tensor& x, const Tensor& h0, const
   args.gates = gates.data_ptr();
   args.cell = cell.data_ptr();
   args.c = c.data_ptr();
-  rebuild_cells(args, work.type(), work.plan, work.stream());
+  rebuild_cells(args, work.type(), work.plan.stepwise, work.stream());
   return {cell, gates};
 }
 
@@ -281,14 +348,30 @@ struct Gradients {
       unprojected;  // [D, T, N, P] gradient and [D, T, N, H] value, in order of steps
 };
 
-Gradients run_steps(const Work& work, const Incoming& grad, const Saved& saved, const Tensor& weight_hh,
-                    const Tensor& grad_c) {
+// Whether the device has taken the launch.
+bool launch_backward(const Work& work, const Incoming& grad, const Saved& saved, const Tensor& weight_hh,
+                     const Tensor& grad_c, const Gradients& out) {
+  const PersistentMemory memory(work, Pass::backward, weight_hh);
+  return backward_persistent({.size = work.size,
+                              .plan = work.plan.persistent,
+                              .exchange = memory.exchange(),
+                              .weights = memory.weights.data_ptr(),
+                              .gates = saved.gates.data_ptr(),
+                              .cell = saved.cell.data_ptr(),
+                              .c0 = work.in.c0.data_ptr(),
+                              .grad_cell = pointer<void>(grad.cell),
+                              .grad_y = pointer<void>(grad.y),
+                              .grad_h_n = pointer<void>(grad.h_n),
+                              .grad_c = grad_c.data_ptr(),
+                              .grad_gates = out.gates.data_ptr(),
+                              .first_gates = out.first_gates.data_ptr()},
+                             work.type(), work.stream());
+}
+
+void backward_steps(const Work& work, const Incoming& grad, const Saved& saved, const Tensor& weight_hh,
+                    const Tensor& grad_c, Gradients& out) {
   const Layer& layer = work.layer;
   const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
-  Gradients out{.gates = work.new_io({T, N, D * 4 * H}),
-                .first_gates = new_zeros(work.in.x, {D, N, 4 * H}),
-                .projected = {},
-                .unprojected = {}};
   const Tensor grad_h = work.new_compute({D, N, H});
   std::optional<Tensor> weight_hr;
   if (layer.projected) {
@@ -339,9 +422,8 @@ Gradients run_steps(const Work& work, const Incoming& grad, const Saved& saved, 
                              .wide = true,
                              .batch = D});
     args.grad_h = follows || layer.projected ? grad_h.data_ptr() : nullptr;
-    backward_cells(args, step, work.type(), work.plan, work.stream());
+    backward_cells(args, step, work.type(), work.plan.stepwise, work.stream());
   }
-  return out;
 }
 
 BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved& saved, bool need_x,
@@ -368,7 +450,12 @@ BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved&
   }
 
   const Tensor weight_hh = stack(layer.of_each_direction(&Layer::weight_hh));
-  const Gradients grads = run_steps(work, grad, saved, weight_hh, grad_c);
+  Gradients grads{.gates = work.new_io({T, N, D * 4 * H}),
+                  .first_gates = new_zeros(work.in.x, {D, N, 4 * H}),
+                  .projected = {},
+                  .unprojected = {}};
+  if (!work.persistent() || !launch_backward(work, grad, saved, weight_hh, grad_c, grads))
+    backward_steps(work, grad, saved, weight_hh, grad_c, grads);
   out.grad_c0 = converted(grad_c, work.io, work);
 
   if (need_h0) {
@@ -453,7 +540,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
     const std::optional<Tensor>& lengths, const std::optional<Tensor>& resets, bool tf32, const Tensor& y,
     const Tensor& cell, const Tensor& gates, bool need_x, bool need_h0,
     const std::vector<int64_t>& need_weights) {
-  const Work work({x, h0, c0, weights, lengths, resets}, tf32);
+  const Work work({x, h0, c0, weights, lengths, resets}, tf32, Pass::backward);
   check_backward(work.layer, {grad_y, grad_h_n, grad_c_n, grad_cell}, {y, cell, gates}, need_weights);
   const Incoming grad{prepare(grad_y, work.io), prepare(grad_h_n, work.io), prepare(grad_c_n, work.io),
                       prepare(grad_cell, work.compute)};

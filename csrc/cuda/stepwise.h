@@ -10,15 +10,10 @@
 #include <cstdint>
 
 #include "../plan.h"
+#include "sizes.h"
 #include "stream.h"
 
 namespace fusedlstm::cuda {
-
-struct Sizes {
-  int64_t steps, batch, hidden, outputs, directions;
-  const int64_t* lengths;  // [N]     steps of each row; null: T for all
-  const bool* resets;      // [T, N]  where a segment begins, entered from zero states; null: nowhere
-};
 
 struct ForwardArgs {
   Sizes size;
@@ -54,12 +49,12 @@ struct BackwardArgs {
 };
 
 // One step of all cells. With a projection a last call with step = T stores the last step's output.
-void forward_cells(const ForwardArgs& args, int64_t step, Type io, const Plan& plan, Stream stream);
-void backward_cells(const BackwardArgs& args, int64_t step, Type io, const Plan& plan, Stream stream);
+void forward_cells(const ForwardArgs& args, int64_t step, Type io, const Stepwise& plan, Stream stream);
+void backward_cells(const BackwardArgs& args, int64_t step, Type io, const Stepwise& plan, Stream stream);
 
 // What forward_cells kept, of all steps in one launch: `gates` holds the products of the input and of the
 // states before each step, `recurrent`, `y`, `h` and `unprojected` are null.
-void rebuild_cells(const ForwardArgs& args, Type io, const Plan& plan, Stream stream);
+void rebuild_cells(const ForwardArgs& args, Type io, const Stepwise& plan, Stream stream);
 
 // before [D, T, N, P] io: the state from which each step started; zero past a row's length.
 void states_before(const Sizes& size, const void* h0, const void* y, void* before, Type io, Stream stream);

@@ -1,5 +1,6 @@
 // One step of all cells backward: gradients of the gates and of the cell state before the step.
-#include "stepwise.cuh"
+#include "cells.cuh"
+#include "stepwise.h"
 
 namespace fusedlstm::cuda {
 namespace {
@@ -84,7 +85,7 @@ __global__ void seed_grad_h0_kernel(const Sizes size, const IO* grad_h_n, IO* gr
 
 }  // namespace
 
-void backward_cells(const BackwardArgs& args, int64_t step, Type io, const Plan& plan, Stream stream) {
+void backward_cells(const BackwardArgs& args, int64_t step, Type io, const Stepwise& plan, Stream stream) {
   bool vectors = true;
   for (const void* pointer : {args.gates, args.cell, args.c0, args.grad_cell, args.grad_y, args.grad_h_n})
     vectors = vectors && aligned(pointer, 16);

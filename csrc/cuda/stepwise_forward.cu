@@ -1,6 +1,7 @@
 // Cells forward: gates from both products and the biases, then cell and hidden state. One step a launch in
 // the forward pass, all steps in one where the states before them are known.
-#include "stepwise.cuh"
+#include "cells.cuh"
+#include "stepwise.h"
 
 namespace fusedlstm::cuda {
 namespace {
@@ -130,7 +131,7 @@ __global__ void sum_biases_kernel(const IO* bias_ih, const IO* bias_hh, typename
 
 }  // namespace
 
-void forward_cells(const ForwardArgs& args, int64_t step, Type io, const Plan& plan, Stream stream) {
+void forward_cells(const ForwardArgs& args, int64_t step, Type io, const Stepwise& plan, Stream stream) {
   with_units(io, plan.units, [&]<class IO, int kUnits>() {
     const int64_t items = args.size.directions * args.size.batch * (args.size.hidden / kUnits);
     launch("forward_cells", &lstm_forward_stepwise_kernel<IO, kUnits>,
@@ -138,7 +139,7 @@ void forward_cells(const ForwardArgs& args, int64_t step, Type io, const Plan& p
   });
 }
 
-void rebuild_cells(const ForwardArgs& args, Type io, const Plan& plan, Stream stream) {
+void rebuild_cells(const ForwardArgs& args, Type io, const Stepwise& plan, Stream stream) {
   with_units(io, plan.units, [&]<class IO, int kUnits>() {
     const int64_t items = args.size.directions * args.size.batch * (args.size.hidden / kUnits);
     launch("rebuild_cells", &lstm_rebuild_kernel<IO, kUnits>, launch_for(items, plan.threads, stream), args);

@@ -4,7 +4,7 @@
 
 #include <atomic>
 
-#include "cuda/stepwise.cuh"
+#include "cuda/cells.cuh"
 
 namespace fusedlstm::cuda {
 
@@ -20,7 +20,11 @@ Stream Context::stream() const {
 }
 
 Limits Context::limits() const {
-  return {.multiprocessors = 4, .threads_per_multiprocessor = 1024, .registers_per_multiprocessor = 65'536};
+  return {.multiprocessors = static_cast<int>(emulation::multiprocessors()),
+          .threads_per_multiprocessor = 1024,
+          .registers_per_multiprocessor = 65'536,
+          .shared_memory = static_cast<int>(emulation::kSharedMemoryLimit),
+          .compute_capability = 90};
 }
 
 namespace {
@@ -66,6 +70,10 @@ void Context::multiply(const Product& product) const {
 extern "C" __attribute__((visibility("default"))) void fusedlstm_emulation_set_seed(uint64_t seed) {
   fusedlstm::emulation::set_seed(seed);
   fusedlstm::cuda::products = 0;
+}
+extern "C" __attribute__((visibility("default"))) void fusedlstm_emulation_set_multiprocessors(
+    unsigned count) {
+  fusedlstm::emulation::set_multiprocessors(count);
 }
 // Kernels and products that the device was given since.
 extern "C" __attribute__((visibility("default"))) uint64_t fusedlstm_emulation_work() {

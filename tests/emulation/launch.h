@@ -17,4 +17,10 @@ void launch(const char* name, void (*kernel)(Parameters...), const Launch& launc
                  [&] { std::apply(kernel, parameters); });
 }
 
+template <class... Parameters>
+bool fits(void (*)(Parameters...), const Launch& launch) {
+  return launch.shared_memory <= emulation::kSharedMemoryLimit &&
+         launch.blocks <= emulation::multiprocessors() * emulation::blocks_per_multiprocessor();
+}
+
 }  // namespace fusedlstm::cuda

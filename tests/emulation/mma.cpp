@@ -62,6 +62,13 @@ void multiply(Operands& lanes) {
 
 }  // namespace
 
+// To nearest, halves away from zero, as cvt.rna.tf32.f32 does.
+float round_to_tf32(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  if ((bits & 0x7f800000u) == 0x7f800000u) return value;
+  return std::bit_cast<float>((bits + 0x1000u) & 0xffffe000u);
+}
+
 void mma(const char* name, Operand type, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   Fragments own{&d, &a, &b};
   warp_collective(name, &own,

@@ -1,4 +1,4 @@
-// What the kernels of one step share: types, mathematics, vectors of units, who works on what.
+// What the kernels share: types, mathematics, vectors of units, who works on what.
 #pragma once
 
 #include <algorithm>
@@ -7,9 +7,10 @@
 #include <stdexcept>
 
 #include "../cell.h"
+#include "../plan.h"
 #include "device.cuh"
 #include "launch.h"
-#include "stepwise.h"
+#include "sizes.h"
 
 namespace fusedlstm::cuda {
 
@@ -113,7 +114,8 @@ __device__ __forceinline__ void store_gates(void* base, int64_t offset, int64_t 
 
 // Place of a thread's first unit in a step.
 struct Place {
-  int64_t t, row;       // step of the input; row of a [D, N, ...] tensor
+  int t;                // step of the input
+  unsigned row;         // of a [D, N, ...] tensor
   unsigned n, d, unit;  // row of the batch, direction, unit
   bool active;          // whether the row takes part in this step
   bool first, last;     // whether this is the first, the last step that the row takes in this direction
@@ -127,18 +129,21 @@ struct Place {
 
 __device__ __forceinline__ Place place(const Sizes& size, int64_t step, unsigned row, unsigned unit) {
   const auto batch = static_cast<unsigned>(size.batch);
+  const auto steps = static_cast<int>(size.steps);
   Place at;
   at.row = row, at.unit = unit;
   at.d = row / batch, at.n = row % batch;
-  at.t = at.d ? size.steps - 1 - step : step;
+  at.t = at.d ? steps - 1 - static_cast<int>(step) : static_cast<int>(step);
   // A length out of range is cut to it: to refuse it would take a wait for the device.
-  int64_t length = size.lengths ? size.lengths[at.n] : size.steps;
-  length = length < 0 ? 0 : length > size.steps ? size.steps : length;
+  int length = steps;
+  if (size.lengths) {
+    const int64_t given = size.lengths[at.n];
+    length = given < 0 ? 0 : given > steps ? steps : static_cast<int>(given);
+  }
   at.active = at.t >= 0 && at.t < length;
   at.first = at.t == (at.d ? length - 1 : 0);
   at.last = at.t == (at.d ? 0 : length - 1);
-  const int64_t begin =
-      at.d ? at.t + 1 : at.t;  // the reverse direction comes from the segment that begins there
+  const int begin = at.d ? at.t + 1 : at.t;  // the reverse direction comes from the segment that begins there
   at.enters = at.active && size.resets && begin < length && size.resets[begin * size.batch + at.n];
   return at;
 }

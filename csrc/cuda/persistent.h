@@ -1,0 +1,66 @@
+// The sequential part of one layer on a GPU in a single launch: W_hh stays on the chip for all steps, and
+// blocks tell each other the state through the L2 cache. Words and layouts as in stepwise.h; there is no
+// projection, and "io" is a 16-bit type or float32, whose products are then TF32.
+#pragma once
+
+#include <cstdint>
+
+#include "../plan.h"
+#include "sizes.h"
+#include "stream.h"
+
+namespace fusedlstm::cuda {
+
+// What blocks of one group tell each other: two slots of [rows of all groups, columns] io, which take turns,
+// and a flag for each block, in kFlagWords words of its own. Zero before the launch.
+constexpr int kFlagWords = 8;
+struct Exchange {
+  void* slots;
+  uint32_t* flags;
+};
+
+struct PersistentForwardArgs {
+  Sizes size;
+  Persistent plan;
+  Exchange exchange;
+  const void* weights;  // W_hh by pack_weights
+  const void* bias;     // [D, 4H] compute        sum of both biases; null without biases
+  const void* h0;       // [D, N, H] io
+  void* gates;          // [T, N, D, 4H] compute  product of the input and W_ih
+  bool keep_gates;      // whether the activated gates take their place
+  void* cell;           // [T, N, D, H] compute   written; null: not wanted
+  void* c;              // [D, N, H] compute      c0, replaced by c_n
+  void* y;              // [T, N, D, H] io        written; zero past a row's length
+  void* h;              // [D, N, H] io           h0, replaced by h_n
+};
+
+struct PersistentBackwardArgs {
+  Sizes size;
+  Persistent plan;
+  Exchange exchange;
+  const void* weights;    // W_hh by pack_weights
+  const void* gates;      // [T, N, D, 4H] compute  activated
+  const void* cell;       // [T, N, D, H] compute
+  const void* c0;         // [D, N, H] io
+  const void* grad_cell;  // [T, N, D, H] compute   of every cell state; may be null (zero)
+  const void* grad_y;     // [T, N, D, H] io        may be null (zero)
+  const void* grad_h_n;   // [D, N, H] io           may be null (zero)
+  void* grad_c;           // [D, N, H] compute      of c_n, replaced by that of c0
+  void* grad_gates;       // [T, N, D, 4H] io       written; zero past a row's length
+  void* first_gates;  // [D, N, 4H] io          those of each row's first step, as far as h0 reaches it; else
+                      // zero
+};
+
+// W_hh [D, 4H, H] io as the blocks read it, packed_bytes of it.
+void pack_weights(const Sizes& size, const Persistent& plan, Pass pass, const void* weight_hh, void* packed,
+                  Type io, Stream stream);
+inline int64_t packed_bytes(const Sizes& size, const Persistent& plan) {
+  return size.directions * plan.members * plan.tiles * plan.pieces * 32 * kPersistentWarps * 32;
+}
+
+// Whether the device takes all blocks of the launch at once; a caller that is told false runs the steps one
+// by one.
+bool forward_persistent(const PersistentForwardArgs& args, Type io, Stream stream);
+bool backward_persistent(const PersistentBackwardArgs& args, Type io, Stream stream);
+
+}  // namespace fusedlstm::cuda

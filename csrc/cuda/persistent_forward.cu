@@ -1,0 +1,163 @@
+// All steps of a layer forward in one launch. A block holds the rows of W_hh for all four gates of its units.
+#include "persistent.cuh"
+#include "persistent.h"
+
+namespace fusedlstm::cuda {
+namespace {
+
+// Two neighbouring rows of the batch, which one lane updates for one unit.
+struct Pair {
+  Place at[2];
+  bool exists[2];
+};
+
+template <class IO, int kPieces>
+__global__ void __launch_bounds__(kThreads, 1)
+    lstm_forward_persistent_kernel(const PersistentForwardArgs args) {
+  const Sizes& size = args.size;
+  const Persistent& plan = args.plan;
+  const int64_t H = size.hidden;
+  const int steps = static_cast<int>(size.steps);
+  const int warp = static_cast<int>(thread_index()) / kLanes,
+            lane = static_cast<int>(thread_index()) % kLanes;
+  const int blocks = plan.tiles / 2, chunks = plan.rows / kTileRows / plan.chunk;
+  const Slice slice(size, plan);
+  const Ring<IO, kPieces> ring(args.exchange, slice, plan);
+
+  const Partials partials(&shared_memory<float4>());
+  auto* const c_kept = reinterpret_cast<float2*>(&shared_memory<float4>() +
+                                                 plan.chunk * plan.tiles * kThreads);  // [chunk][thread]
+  const Weights<IO, kPieces> weights(args.weights, slice.d * plan.members + slice.member, plan.tiles,
+                                     c_kept + chunks * kThreads);
+  const int first_unit = slice.member * blocks * kOctet;
+
+  // In each chunk this warp finishes one item: the units of one block for one tile of the batch.
+  const bool works = warp < blocks * plan.chunk;
+  const int block = warp % blocks, item_tile = warp / blocks;
+  const int unit = first_unit + block * kOctet + lane / 4;
+  const bool unit_exists = unit < H;
+  float bias[4] = {};
+  if (works && unit_exists && args.bias)
+    for (int gate = 0; gate < 4; ++gate)
+      bias[gate] = static_cast<const float*>(args.bias)[(4 * slice.d + gate) * H + unit];
+
+  const auto pair_at = [&](int step, int tile) {
+    Pair pair;
+    for (int r = 0; r < 2; ++r) {
+      const int row = tile * kTileRows + lane % 4 * 2 + r;
+      pair.exists[r] = unit_exists && row < slice.row_count;
+      const auto n =
+          static_cast<unsigned>(slice.d * size.batch + slice.first_row + (pair.exists[r] ? row : 0));
+      pair.at[r] = place(size, step, n, static_cast<unsigned>(unit));
+    }
+    return pair;
+  };
+  // Tells the state before `step`, given that after the step before it.
+  const auto tell = [&](int step, int tile, const float (&h)[2]) {
+    const Pair next = pair_at(step, tile);
+    IO value[2];
+    for (int r = 0; r < 2; ++r) {
+      const Place& at = next.at[r];
+      const bool first = next.exists[r] && at.active && at.first;
+      const float before = first ? widen(static_cast<const IO*>(args.h0)[at.row * H + unit]) : h[r];
+      value[r] = told<IO>(next.exists[r] && at.active && !at.enters ? before : 0.0f);
+    }
+    ring.tell(step, tile, first_unit + block * kOctet, value[0], value[1]);
+  };
+
+  for (int chunk = 0; works && chunk < chunks; ++chunk) tell(0, chunk * plan.chunk + item_tile, {0, 0});
+  block_barrier();
+  if (thread_index() == 0) ring.announce(slice.member, chunks);
+
+  // The units whose state this warp multiplies, and the blocks that tell it.
+  constexpr int kTerms = Ring<IO, kPieces>::kRowTerms / kPersistentWarps;
+  const int begin = warp * kTerms, end = begin + kTerms < H ? begin + kTerms : static_cast<int>(H);
+  const int first_teller = begin / (blocks * kOctet), last_teller = (end - 1) / (blocks * kOctet);
+
+  for (int step = 0; step < steps; ++step) {
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      const int first_tile = chunk * plan.chunk, tile = first_tile + item_tile;
+      const Pair pair = works ? pair_at(step, tile) : Pair{};
+      float gates[2][4] = {};
+      for (int r = 0; works && r < 2; ++r) {
+        const int64_t row = pair.at[r].sequence_row(size, pair.at[r].t);
+        for (int gate = 0; gate < 4; ++gate)
+          if (pair.exists[r] && pair.at[r].active)
+            gates[r][gate] = static_cast<const float*>(args.gates)[(4 * row + gate) * H + unit] + bias[gate];
+      }
+
+      const auto count = static_cast<uint32_t>(step * chunks + chunk + 1);
+      if (begin < end) ring.await(first_teller, last_teller, count);
+      for (int part = 0; part < plan.chunk; ++part) {
+        uint4 state[kPieces];
+        ring.read(step, first_tile + part, state);
+        weights.multiply(state, [&](int weight_tile, const float (&sum)[4]) {
+          partials.put(part * plan.tiles + weight_tile, sum);
+        });
+      }
+      block_barrier();
+
+      float h[2] = {}, c[2] = {};
+      if (works) {
+        const float4 if_sum = partials.total(item_tile * plan.tiles + 2 * block);
+        const float4 go_sum = partials.total(item_tile * plan.tiles + 2 * block + 1);
+        const float sums[2][4] = {{if_sum.x, if_sum.z, go_sum.x, go_sum.z},
+                                  {if_sum.y, if_sum.w, go_sum.y, go_sum.w}};
+        const float2 kept = c_kept[chunk * kThreads + thread_index()];
+        for (int r = 0; r < 2; ++r) {
+          const Place& at = pair.at[r];
+          if (!pair.exists[r] || !at.active) continue;
+          const float before = at.first ? static_cast<const float*>(args.c)[at.row * H + unit]
+                               : r      ? kept.y
+                                        : kept.x;
+          const Gates<float> active =
+              activate<AccurateMath>(Gates<float>{gates[r][0] + sums[r][0], gates[r][1] + sums[r][1],
+                                                  gates[r][2] + sums[r][2], gates[r][3] + sums[r][3]});
+          c[r] = next_cell(active, at.enters ? 0.0f : before);
+          h[r] = hidden_state<AccurateMath>(active, c[r]);
+          gates[r][0] = active.i, gates[r][1] = active.f, gates[r][2] = active.g, gates[r][3] = active.o;
+        }
+        c_kept[chunk * kThreads + thread_index()] = {c[0], c[1]};
+        if (step + 1 < steps) tell(step + 1, tile, h);
+      }
+      block_barrier();
+      if (thread_index() == 0 && step + 1 < steps)
+        ring.announce(slice.member, count + static_cast<uint32_t>(chunks));
+
+      // Nobody waits for what follows.
+      for (int r = 0; works && r < 2; ++r) {
+        const Place& at = pair.at[r];
+        if (!pair.exists[r]) continue;
+        const int64_t row = at.sequence_row(size, at.t), state = at.row * H + unit;
+        IO output;
+        narrow(h[r], output);
+        static_cast<IO*>(args.y)[row * H + unit] = output;
+        if (args.cell) static_cast<float*>(args.cell)[row * H + unit] = c[r];
+        if (!at.active) continue;
+        for (int gate = 0; gate < 4 && args.keep_gates; ++gate)
+          static_cast<float*>(args.gates)[(4 * row + gate) * H + unit] = gates[r][gate];
+        if (!at.last) continue;
+        static_cast<IO*>(args.h)[state] = output;
+        static_cast<float*>(args.c)[state] = c[r];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+bool forward_persistent(const PersistentForwardArgs& args, Type io, Stream stream) {
+  bool launched = false;
+  with_pieces<1, 2, 3, 4, 6, 8>(io, args.plan.pieces, [&]<class IO, int kPieces>() {
+    const Launch settings{.blocks = static_cast<unsigned>(args.plan.blocks(args.size.directions)),
+                          .threads = kThreads,
+                          .stream = stream,
+                          .shared_memory = static_cast<std::size_t>(shared_bytes(args.plan)),
+                          .cooperative = true};
+    launched = fits(&lstm_forward_persistent_kernel<IO, kPieces>, settings);
+    if (launched) launch("forward_persistent", &lstm_forward_persistent_kernel<IO, kPieces>, settings, args);
+  });
+  return launched;
+}
+
+}  // namespace fusedlstm::cuda
