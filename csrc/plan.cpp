@@ -133,9 +133,9 @@ double persistent_us(const Problem& problem, const Persistent& plan, const Limit
 // What persistent_*.cu are compiled for.
 constexpr std::array kForwardPieces{1, 2, 3, 4, 6, 8}, kBackwardPieces{1, 2, 4, 8, 12, 16};
 
-// The fastest of the persistent plans that fit, by the model; `members` is 0 where none does.
-Persistent plan_persistent(const Problem& problem, const Limits& limits) {
-  Persistent best{};
+// The fastest of the persistent plans that fit, by the model.
+std::optional<Persistent> plan_persistent(const Problem& problem, const Limits& limits) {
+  std::optional<Persistent> best;
   const bool has_kernels = problem.outputs == problem.hidden && limits.compute_capability >= 80 &&
                            (io_bytes(problem.type) == 2 || (problem.type == Type::float32 && problem.tf32));
   // A block's flags count chunks of steps in 32 bits.
@@ -165,8 +165,7 @@ Persistent plan_persistent(const Problem& problem, const Limits& limits) {
                             .pieces = pieces,
                             .chunk = static_cast<int>(chunk)};
       if (shared_bytes(plan) > limits.shared_memory) continue;
-      if (best.members == 0 || persistent_us(problem, plan, limits) < persistent_us(problem, best, limits))
-        best = plan;
+      if (!best || persistent_us(problem, plan, limits) < persistent_us(problem, *best, limits)) best = plan;
     }
   }
   return best;
@@ -190,33 +189,31 @@ Plan make_plan(const Problem& problem, const Limits& limits, Wanted wanted) {
   if (problem.steps > kMaxGates)
     throw std::invalid_argument("plan: steps must be below 2^31, got " + std::to_string(problem.steps) +
                                 "; split the sequence");
+  const Stepwise stepwise = plan_stepwise(problem, limits);
   Plan plan{.strategy = Strategy::stepwise,
-            .stepwise = plan_stepwise(problem, limits),
-            .persistent = wanted == Wanted::stepwise ? Persistent{} : plan_persistent(problem, limits),
-            .stepwise_us = 0,
+            .stepwise = stepwise,
+            .persistent = std::nullopt,
+            .stepwise_us = stepwise_us(problem, stepwise, limits),
             .persistent_us = 0,
-            .reason = {}};
-  plan.stepwise_us = stepwise_us(problem, plan.stepwise, limits);
-  if (plan.persistent.members == 0) {
-    plan.reason =
-        wanted == Wanted::stepwise ? "asked for" : "no persistent kernel takes this layer on this device";
+            .reason = "asked for"};
+  if (wanted == Wanted::stepwise) return plan;
+  const std::optional<Persistent> persistent = plan_persistent(problem, limits);
+  if (!persistent) {
+    plan.reason = "no persistent kernel takes this layer on this device";
     return plan;
   }
-  plan.persistent_us = persistent_us(problem, plan.persistent, limits);
-  if (wanted == Wanted::persistent || plan.persistent_us < plan.stepwise_us) {
-    plan.strategy = Strategy::persistent;
-    plan.reason = wanted == Wanted::persistent ? "asked for" : "predicted to be faster";
-  } else {
-    plan.persistent = {};
-    plan.reason = "predicted to be faster";
-  }
+  plan.persistent_us = persistent_us(problem, *persistent, limits);
+  if (wanted == Wanted::fastest) plan.reason = "predicted to be faster";
+  if (wanted == Wanted::fastest && plan.persistent_us >= plan.stepwise_us) return plan;
+  plan.strategy = Strategy::persistent;
+  plan.persistent = persistent;
   return plan;
 }
 
 std::string to_string(const Plan& plan) {
   std::string text = "Plan(";
   if (plan.strategy == Strategy::persistent) {
-    const Persistent& p = plan.persistent;
+    const Persistent& p = *plan.persistent;
     text += format(
         "strategy=persistent, groups=%d, rows=%d, members=%d, tiles=%d, pieces=%d, chunk=%d, "
         "shared_bytes=%lld",

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 namespace fusedlstm {
@@ -81,8 +82,8 @@ constexpr int64_t shared_bytes(const Persistent& plan) {
 
 struct Plan {
   Strategy strategy;
-  Stepwise stepwise;      // also what is done where the device turns out not to take the persistent launch
-  Persistent persistent;  // all zero for the stepwise strategy
+  Stepwise stepwise;  // also what is done where the device turns out not to take the persistent launch
+  std::optional<Persistent> persistent;  // for that strategy
   double stepwise_us, persistent_us;  // of a step, by the model; the latter 0 where no persistent kernel fits
   std::string reason;
 };

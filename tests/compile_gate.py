@@ -18,8 +18,6 @@ from pathlib import Path
 
 import torch
 
-from fusedlstm import _C
-
 ROOT = Path(__file__).parent.parent
 ARCHS = ("80", "86", "89", "90a", "100", "120")
 KERNELS = sorted((ROOT / "csrc/cuda").glob("*.cu")) + sorted((ROOT / "tests/emulation").glob("*.cu"))
@@ -49,20 +47,76 @@ def usages(log: str) -> Iterator[Usage]:
         yield Usage(kernel, arch, int(registers[1]), int(shared[1]) if shared else 0)
 
 
-def faults(found: list[Usage], plan: _C.Plan) -> list[str]:
-    """Where kernels of a step use more than the plan assumes, or the step has fewer kernels than it should."""
+# By what is in their names: the registers of a thread that the plan counts on, and how many of them there are.
+# Stepwise: forward and backward, four types, one unit or a vector of them. Persistent: three types, six widths.
+EXPECTED = {
+    "stepwise_kernel": (64, 16),
+    "forward_persistent_kernel": (255, 18),
+    "backward_persistent_kernel": (255, 18),
+}
+
+
+def faults(found: list[Usage]) -> list[str]:
+    """Where kernels use more than the plan assumes, or there are fewer than it chooses from."""
     wrong = []
-    stepwise = [usage for usage in found if "stepwise_kernel" in usage.kernel]
-    for usage in stepwise:
-        if usage.registers > plan.registers:
-            wrong.append(f"{usage.kernel}, sm_{usage.arch}: {usage.registers} registers, the plan has {plan.registers}")
-        if usage.shared:
-            wrong.append(f"{usage.kernel}, sm_{usage.arch}: {usage.shared} bytes of shared memory, the plan has none")
-    for arch in ARCHS:
-        kernels = {usage.kernel for usage in stepwise if usage.arch == arch}
-        if len(kernels) != 16:  # forward and backward, four types, one unit or a vector of them
-            wrong.append(f"sm_{arch}: {len(kernels)} kernels of a step, must be 16")
+    for name, (registers, count) in EXPECTED.items():
+        usages = [usage for usage in found if name in usage.kernel]
+        for usage in usages:
+            place = f"{usage.kernel}, sm_{usage.arch}"
+            if usage.registers > registers:
+                wrong.append(f"{place}: {usage.registers} registers, the plan has {registers}")
+            if usage.shared:
+                wrong.append(f"{place}: {usage.shared} bytes of static shared memory, the plan has none")
+        for arch in ARCHS:
+            kernels = {usage.kernel for usage in usages if usage.arch == arch}
+            if len(kernels) != count:
+                wrong.append(f"sm_{arch}: {len(kernels)} of {name}, must be {count}")
     return wrong
+
+
+def instruction_faults(sass: str) -> list[str]:
+    """What is amiss in the instructions of the persistent kernels, as ``cuobjdump -sass`` prints them.
+
+    They must use the tensor cores, no local memory, and wait for other blocks in loops without a fence: one in each
+    turn would drop the L1 cache and wait for the memory.
+    """
+    wrong = []
+    for function in re.split(r"Function : ", sass)[1:]:
+        name = function.split(None, 1)[0]
+        if "persistent_kernel" not in name:
+            continue
+        code = {int(at, 16): text for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", function)}
+        if not any("HMMA" in text for text in code.values()):
+            wrong.append(f"{name}: no product on the tensor cores")
+        wrong += [f"{name}: {text}" for text in code.values() if re.search(r"\b(LDL|STL)\b", text)]
+        polls = 0
+        for body in _innermost_loops(code):
+            if not any("LDG" in text and "STRONG.GPU" in text for text in body) or any("HMMA" in text for text in body):
+                continue
+            polls += 1
+            wrong += [
+                f"{name}: {text.strip()} while polling" for text in body if re.search(r"MEMBAR|CCTL|ERRBAR", text)
+            ]
+        if polls == 0:
+            wrong.append(f"{name}: no loop that polls")
+    return wrong
+
+
+def _innermost_loops(code: dict[int, str]) -> Iterator[list[str]]:
+    jumps = {at: re.search(r"\bBRA\b.* 0x([0-9a-f]+)", text) for at, text in code.items()}
+    loops = [(int(to[1], 16), at) for at, to in jumps.items() if to and int(to[1], 16) < at]
+    for begin, end in loops:
+        if not any(begin <= other_begin and other_end < end for other_begin, other_end in loops):
+            yield [text for at, text in code.items() if begin <= at <= end]
+
+
+def _disassemble(folder: Path) -> str | None:
+    """The instructions of the persistent kernels, where the toolkit has the program that shows them."""
+    if shutil.which("cuobjdump") is None:
+        return None
+    objects = sorted(folder.glob("persistent_*.o"))
+    runs = [subprocess.run(["cuobjdump", "-sass", str(path)], capture_output=True, text=True) for path in objects]
+    return "".join(run.stdout for run in runs)
 
 
 def _compile_kernels(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -104,9 +158,6 @@ def main(arguments: list[str]) -> int:
     if "--missing" in arguments:
         print(*_missing_packages())
         return 0
-    plan = _C.make_plan(
-        _C.Problem(steps=1, batch=1, hidden=64), _C.Limits(multiprocessors=1, threads_per_multiprocessor=1024)
-    )
     found: list[Usage] = []
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -119,11 +170,16 @@ def main(arguments: list[str]) -> int:
             if result.returncode:
                 wrong.append(f"{source.relative_to(ROOT)}:\n{result.stdout}{result.stderr}")
             found += usages(result.stdout + result.stderr)
+        sass = _disassemble(folder)
+    if sass is None:
+        print("instructions not looked at: there is no cuobjdump on the PATH")
+    else:
+        wrong += instruction_faults(sass)
     print(f"{len(found)} kernels for {', '.join(f'sm_{arch}' for arch in ARCHS)}")
     for arch in ARCHS:
         most = max((usage.registers for usage in found if usage.arch == arch), default=0)
         print(f"sm_{arch:<4} at most {most} registers")
-    wrong += faults(found, plan)
+    wrong += faults(found)
     for fault in wrong:
         print(f"compile gate: {fault}", file=sys.stderr)
     print("compile gate:", "FAILED" if wrong else "passed")

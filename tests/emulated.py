@@ -52,9 +52,12 @@ def work() -> int:
 
 
 @contextmanager
-def operators() -> Iterator[None]:
-    """Sends the operators' calls with CPU tensors to the CUDA layer."""
-    load().fusedlstm_emulation_set_seed(ctypes.c_uint64(SEED))
+def operators(strategy: str = "stepwise", multiprocessors: int = 4, seed: int = SEED) -> Iterator[None]:
+    """Sends the operators' calls with CPU tensors to the CUDA layer, on an emulated device of that size."""
+    load().fusedlstm_emulation_set_seed(ctypes.c_uint64(seed))
+    load().fusedlstm_emulation_set_multiprocessors(ctypes.c_uint(multiprocessors))
+    before = os.environ.get("FUSEDLSTM_STRATEGY")
+    os.environ["FUSEDLSTM_STRATEGY"] = strategy
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     with torch.library._scoped_library("fusedlstm", "IMPL") as library:
         with warnings.catch_warnings():
@@ -62,4 +65,10 @@ def operators() -> Iterator[None]:
             for name in ("lstm_inference", "lstm_forward", "lstm_rebuild", "lstm_backward"):
                 operator = getattr(torch.ops.fusedlstm, name).default
                 library.impl(name, partial(operator.redispatch, cuda), "CPU", allow_override=True)
-        yield
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["FUSEDLSTM_STRATEGY"]
+            else:
+                os.environ["FUSEDLSTM_STRATEGY"] = before

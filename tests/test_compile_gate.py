@@ -19,14 +19,9 @@ ptxas info    : Used 12 registers, used 0 barriers
 """
 
 
-def _plan():
-    return _C.make_plan(
-        _C.Problem(steps=1, batch=1, hidden=64), _C.Limits(multiprocessors=1, threads_per_multiprocessor=1024)
-    )
-
-
 def _all_kernels(registers=64, shared=0):
-    return [Usage(f"stepwise_kernel_{i}", arch, registers, shared) for arch in ARCHS for i in range(16)]
+    kernels = [f"{name}_{i}" for name, (_, count) in compile_gate.EXPECTED.items() for i in range(count)]
+    return [Usage(kernel, arch, registers, shared) for arch in ARCHS for kernel in kernels]
 
 
 def test_reads_what_ptxas_says():
@@ -35,19 +30,60 @@ def test_reads_what_ptxas_says():
 
 
 def test_kernels_within_the_plan_pass():
-    assert not compile_gate.faults(_all_kernels(), _plan())
+    assert not compile_gate.faults(_all_kernels())
+
+
+def test_the_gate_and_the_plan_agree():
+    plan = _C.make_plan(
+        _C.Problem(steps=1, batch=1, hidden=64), _C.Limits(multiprocessors=1, threads_per_multiprocessor=1024)
+    )
+    assert compile_gate.EXPECTED["stepwise_kernel"][0] == plan.stepwise.registers
 
 
 @pytest.mark.parametrize(
     ("found", "message"),
     [
         (_all_kernels(registers=65), "65 registers, the plan has 64"),
-        (_all_kernels(shared=4), "4 bytes of shared memory"),
-        (_all_kernels()[1:], "sm_80: 15 kernels of a step, must be 16"),
+        (_all_kernels(shared=4), "4 bytes of static shared memory"),
+        (_all_kernels()[1:], "sm_80: 15 of stepwise_kernel, must be 16"),
     ],
 )
 def test_kernels_beyond_the_plan_are_named(found, message):
-    assert message in compile_gate.faults(found, _plan())[0]
+    assert message in compile_gate.faults(found)[0]
+
+
+SASS = """
+    Function : _Z17persistent_kernelv
+  .headerflags  @"EF_CUDA_SM90"
+        /*0000*/                   LDG.E.STRONG.GPU R0, desc[UR36][R164.64] ;
+        /*0010*/                   ISETP.GE.U32.AND P0, PT, R0, R1, PT ;
+        /*0020*/              @!P0 BRA 0x0 ;
+        /*0030*/                   MEMBAR.ALL.GPU ;
+        /*0040*/                   LDG.E.128.STRONG.GPU R12, desc[UR36][R4.64] ;
+        /*0050*/                   HMMA.16816.F32.BF16 R4, R4, R8, R4 ;
+        /*0060*/               @P1 BRA 0x0 ;
+        /*0070*/                   EXIT ;
+    Function : _Z4other
+        /*0000*/                   LDL R0, [R1] ;
+"""
+
+
+def test_instructions_as_they_should_be_pass():
+    assert not compile_gate.instruction_faults(SASS)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("HMMA", "FFMA", "no product on the tensor cores"),
+        ("ISETP.GE.U32.AND P0, PT, R0, R1, PT", "CCTL.IVALL", "CCTL.IVALL while polling"),
+        ("ISETP.GE.U32.AND P0, PT, R0, R1, PT", "MEMBAR.SC.GPU", "MEMBAR.SC.GPU while polling"),
+        ("LDG.E.STRONG.GPU R0", "LDG.E R0", "no loop that polls"),
+        ("EXIT", "STL [R1], R0", "STL [R1], R0"),
+    ],
+)
+def test_instructions_that_should_not_be_there_are_named(old, new, message):
+    assert message in compile_gate.instruction_faults(SASS.replace(old, new))[0]
 
 
 def _copy(statement):

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from gpus import GPUS
+from gpus import GPUS, MULTIPROCESSORS, SHARED_MEMORY
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,20 +43,24 @@ CHOICES = {
 
 @pytest.mark.parametrize(("gpu", "batch", "hidden"), CHOICES)
 def test_choice(gpu, batch, hidden):
-    plan = _plan(gpu, batch=batch, hidden=hidden)
+    plan = _plan(gpu, batch=batch, hidden=hidden).stepwise
     assert (plan.units, plan.threads, plan.blocks) == CHOICES[gpu, batch, hidden]
 
 
 def test_prints_itself():
     assert repr(_plan("H200", batch=64, hidden=1024)) == (
         "Plan(strategy=stepwise, units=4, threads=128, blocks=128, registers=64, launches_per_step=2,"
-        ' reason="65536 cells a step over 132 multiprocessors")'
+        ' stepwise_us=24.88, reason="no persistent kernel takes this layer on this device")'
+    )
+    assert repr(_plan("H200", steps=256, batch=64, hidden=1024, dtype="bfloat16")) == (
+        "Plan(strategy=persistent, groups=4, rows=16, members=32, tiles=8, pieces=4, chunk=2, shared_bytes=200704,"
+        ' stepwise_us=8.83, persistent_us=3.51, reason="predicted to be faster")'
     )
 
 
 def test_a_projection_takes_one_more_launch():
-    assert _plan("A100", batch=8, hidden=64).launches_per_step == 2
-    assert _plan("A100", batch=8, hidden=64, outputs=32).launches_per_step == 3
+    assert _plan("A100", batch=8, hidden=64).stepwise.launches_per_step == 2
+    assert _plan("A100", batch=8, hidden=64, outputs=32).stepwise.launches_per_step == 3
 
 
 @given(
@@ -67,13 +71,108 @@ def test_a_projection_takes_one_more_launch():
     dtype=st.sampled_from(sorted(WIDEST)),
 )
 def test_every_cell_has_one_thread_within_the_limits(gpu, batch, hidden, directions, dtype):
-    plan = _plan(gpu, batch=batch, hidden=hidden, directions=directions, dtype=dtype)
-    assert plan.strategy == "stepwise"
+    plan = _plan(gpu, batch=batch, hidden=hidden, directions=directions, dtype=dtype).stepwise
     assert plan.units in (1, WIDEST[dtype])
     assert hidden % plan.units == 0  # a vector never spans two gates
     assert plan.blocks == math.ceil(directions * batch * hidden / plan.units / plan.threads)
     assert plan.threads % 32 == 0
     assert plan.threads * plan.registers <= 65_536
+
+
+# (strategy, groups, members, rows, tiles, pieces, chunk) forward and backward for benchmark shapes of 16-bit layers,
+# by the model's present constants: a change of one shows here.
+PERSISTENT = {
+    ("A100", 35, 20, 650): (("persistent", 3, 28, 8, 6, 3, 1), ("persistent", 3, 21, 8, 2, 12, 1)),
+    ("A100", 512, 64, 512): (("persistent", 8, 13, 8, 10, 2, 1), ("persistent", 8, 11, 8, 3, 8, 1)),
+    ("RTX 4090", 512, 8, 1024): (("persistent", 1, 128, 8, 2, 4, 1), ("persistent", 1, 64, 8, 1, 16, 1)),
+    ("H200", 35, 20, 200): (("persistent", 3, 25, 8, 2, 1, 1), ("persistent", 3, 13, 8, 1, 4, 1)),
+    ("H200", 512, 8, 1024): (("persistent", 1, 64, 8, 4, 4, 1), ("persistent", 1, 64, 8, 1, 16, 1)),
+    ("H200", 256, 64, 1024): (("persistent", 4, 32, 16, 8, 4, 2), ("persistent", 4, 32, 16, 2, 16, 2)),
+    ("H200", 128, 64, 2048): (("persistent", 1, 128, 64, 4, 8, 4), ("stepwise",)),
+    ("H200", 128, 64, 4096): (("stepwise",), ("stepwise",)),
+    ("H200 MIG 1g", 512, 8, 512): (("persistent", 1, 16, 8, 8, 2, 1), ("persistent", 1, 11, 8, 3, 8, 1)),
+    ("H200 MIG 1g", 512, 8, 1024): (("stepwise",), ("stepwise",)),
+    ("B200", 256, 64, 1024): (("persistent", 4, 32, 16, 8, 4, 2), ("persistent", 4, 32, 16, 2, 16, 2)),
+}
+
+
+def _shape(plan):
+    p = plan.persistent
+    return ("stepwise",) if p is None else ("persistent", p.groups, p.members, p.rows, p.tiles, p.pieces, p.chunk)
+
+
+@pytest.mark.parametrize(("gpu", "steps", "batch", "hidden"), PERSISTENT)
+def test_persistent_choice(gpu, steps, batch, hidden):
+    problem = {"steps": steps, "batch": batch, "hidden": hidden, "dtype": "bfloat16"}
+    plans = [_plan(gpu, **problem, backward=backward) for backward in (False, True)]
+    assert tuple(map(_shape, plans)) == PERSISTENT[gpu, steps, batch, hidden]
+
+
+def test_strategies_on_demand():
+    problem, limits = _C.Problem(steps=1, batch=8, hidden=64, dtype="float16"), GPUS["H200"]
+    assert _C.make_plan(problem, limits).strategy == "stepwise"  # one step is no time for a persistent launch
+    assert _C.make_plan(problem, limits, "persistent").strategy == "persistent"
+    assert (
+        _C.make_plan(_C.Problem(steps=999, batch=8, hidden=64, dtype="float16"), limits, "stepwise").persistent is None
+    )
+    with pytest.raises(ValueError, match="strategy must be fastest, stepwise or persistent, got slow"):
+        _C.make_plan(problem, limits, "slow")
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        {"dtype": "float64"},
+        {"dtype": "float32"},  # without TF32
+        {"dtype": "float16", "outputs": 32},
+        {"dtype": "float16", "hidden": 4096},
+    ],
+    ids=str,
+)
+def test_what_the_persistent_kernels_do_not_take(problem):
+    problem = _C.Problem(**{"steps": 100, "batch": 8, "hidden": 64} | problem)
+    plan = _C.make_plan(problem, GPUS["H200"], "persistent")
+    assert plan.strategy == "stepwise"
+    assert plan.reason == "no persistent kernel takes this layer on this device"
+
+
+@given(
+    gpu=st.sampled_from(sorted(GPUS)),
+    steps=st.integers(1, 2000),
+    batch=st.integers(1, 600),
+    hidden=st.integers(1, 2100),
+    directions=st.integers(1, 2),
+    dtype=st.sampled_from(["float16", "bfloat16", "float32"]),
+    backward=st.booleans(),
+)
+def test_every_unit_row_and_term_is_somebodys_within_the_limits(gpu, steps, batch, hidden, directions, dtype, backward):
+    limits = GPUS[gpu]
+    problem = _C.Problem(
+        steps=steps, batch=batch, hidden=hidden, directions=directions, dtype=dtype, tf32=True, backward=backward
+    )
+    fastest = _C.make_plan(problem, limits)
+    if fastest.persistent_us:
+        assert (fastest.strategy == "persistent") == (fastest.persistent_us < fastest.stepwise_us)
+    plan = _C.make_plan(problem, limits, "persistent").persistent
+    if plan is None:
+        return
+    # Groups share the rows, members the units; none of either is left without work.
+    assert (plan.groups - 1) * plan.rows < batch <= plan.groups * plan.rows
+    units = plan.tiles * (16 if backward else 4)
+    assert (plan.members - 1) * units < hidden <= plan.members * units
+    # The warps' pieces of 64 bytes cover all terms of a sum: units, or four gates of units by eights.
+    terms = 8 * plan.pieces * (16 if dtype == "float32" else 32)
+    assert terms >= (math.ceil(hidden / 8) * 32 if backward else hidden)
+    # In a chunk each of the 8 warps finishes one item at most.
+    assert plan.rows % (8 * plan.chunk) == 0
+    assert plan.chunk * (plan.tiles if backward else plan.tiles // 2) <= 8
+    blocks = directions * plan.groups * plan.members
+    assert blocks <= MULTIPROCESSORS[gpu]
+    assert plan.shared_bytes <= SHARED_MEMORY[gpu]
+    in_registers = 16 // plan.pieces
+    assert in_registers >= 1
+    weights = max(0, plan.tiles - in_registers) * plan.pieces * 8 * 1024
+    assert plan.shared_bytes >= weights + 4096 * plan.chunk * plan.tiles
 
 
 def test_a_problem_too_large_for_32_bit_indices_is_refused():

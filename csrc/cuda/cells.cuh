@@ -114,12 +114,12 @@ __device__ __forceinline__ void store_gates(void* base, int64_t offset, int64_t 
 
 // Place of a thread's first unit in a step.
 struct Place {
-  int t;                // step of the input
-  unsigned row;         // of a [D, N, ...] tensor
-  unsigned n, d, unit;  // row of the batch, direction, unit
-  bool active;          // whether the row takes part in this step
-  bool first, last;     // whether this is the first, the last step that the row takes in this direction
-  bool enters;          // whether it is the first of a segment, in this direction, and so starts from zero
+  int t;                     // step of the input
+  unsigned row;              // of a [D, N, ...] tensor
+  unsigned n, d, unit;       // row of the batch, direction, unit
+  bool active : 1;           // whether the row takes part in this step
+  bool first : 1, last : 1;  // whether this is the first, the last step that the row takes in this direction
+  bool enters : 1;  // whether it is the first of a segment, in this direction, and so starts from zero
 
   // Row of a [T, N, D, ...] tensor at step `time` of the input.
   __device__ __forceinline__ int64_t sequence_row(const Sizes& size, int64_t time) const {

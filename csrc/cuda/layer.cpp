@@ -57,6 +57,19 @@ Wanted wanted() {
   return Wanted::persistent;
 }
 
+// FUSEDLSTM_SM_MARGIN multiprocessors are left to other work, such as the kernels that DDP communicates with.
+Limits limits_of(const Context& context) {
+  Limits limits = context.limits();
+  const char* const margin = std::getenv("FUSEDLSTM_SM_MARGIN");
+  if (!margin) return limits;
+  char* end = nullptr;
+  const long count = std::strtol(margin, &end, 10);
+  STD_TORCH_CHECK(end != margin && *end == '\0' && count >= 0 && count < limits.multiprocessors,
+                  "FUSEDLSTM_SM_MARGIN must be a number from 0 to ", limits.multiprocessors - 1, ", got ", margin);
+  limits.multiprocessors -= static_cast<int>(count);
+  return limits;
+}
+
 // The arguments of a layer made dense, and what every part of its work needs to know.
 struct Work {
   Inputs in;
@@ -80,7 +93,7 @@ struct Work {
                         .type = type_of(io),
                         .tf32 = tf32,
                         .pass = pass},
-                       context.limits(), wanted())),
+                       limits_of(context), wanted())),
         size{layer.steps,
              layer.batch,
              layer.hidden,
@@ -117,19 +130,19 @@ struct PersistentMemory {
   Tensor weights, slots, flags;
 
   PersistentMemory(const Work& work, Pass pass, const Tensor& weight_hh)
-      : weights(work.new_io({packed_bytes(work.size, work.plan.persistent) / io_bytes(work.type())})),
+      : weights(work.new_io({packed_bytes(work.size, *work.plan.persistent) / io_bytes(work.type())})),
         slots(new_zeros(work.in.x, {slot_elements(work)})),
-        flags(new_zeros(work.in.x, {work.plan.persistent.blocks(work.layer.directions) * kFlagWords},
+        flags(new_zeros(work.in.x, {work.plan.persistent->blocks(work.layer.directions) * kFlagWords},
                         ScalarType::Int)) {
-    pack_weights(work.size, work.plan.persistent, pass, weight_hh.data_ptr(), weights.data_ptr(), work.type(),
-                 work.stream());
+    pack_weights(work.size, *work.plan.persistent, pass, weight_hh.data_ptr(), weights.data_ptr(),
+                 work.type(), work.stream());
   }
 
   Exchange exchange() const { return {slots.data_ptr(), pointer<uint32_t>(flags)}; }
 
  private:
   static int64_t slot_elements(const Work& work) {
-    const Persistent& plan = work.plan.persistent;
+    const Persistent& plan = *work.plan.persistent;
     const int64_t row = kPersistentWarps * plan.pieces * 64 / io_bytes(work.type());
     return 2 * work.layer.directions * plan.groups * plan.rows * row;
   }
@@ -181,7 +194,7 @@ bool launch_forward(const Work& work, const Tensor& weight_hh, const std::option
                     const Tensor& c, const ForwardResult& out, bool keep_gates) {
   const PersistentMemory memory(work, Pass::forward, weight_hh);
   return forward_persistent({.size = work.size,
-                             .plan = work.plan.persistent,
+                             .plan = *work.plan.persistent,
                              .exchange = memory.exchange(),
                              .weights = memory.weights.data_ptr(),
                              .bias = pointer<void>(bias),
@@ -353,7 +366,7 @@ bool launch_backward(const Work& work, const Incoming& grad, const Saved& saved,
                      const Tensor& grad_c, const Gradients& out) {
   const PersistentMemory memory(work, Pass::backward, weight_hh);
   return backward_persistent({.size = work.size,
-                              .plan = work.plan.persistent,
+                              .plan = *work.plan.persistent,
                               .exchange = memory.exchange(),
                               .weights = memory.weights.data_ptr(),
                               .gates = saved.gates.data_ptr(),

@@ -36,10 +36,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int block = warp % blocks, item_tile = warp / blocks;
   const int unit = first_unit + block * kOctet + lane / 4;
   const bool unit_exists = unit < H;
-  float bias[4] = {};
-  if (works && unit_exists && args.bias)
-    for (int gate = 0; gate < 4; ++gate)
-      bias[gate] = static_cast<const float*>(args.bias)[(4 * slice.d + gate) * H + unit];
 
   const auto pair_at = [&](int step, int tile) {
     Pair pair;
@@ -81,9 +77,12 @@ __global__ void __launch_bounds__(kThreads, 1)
       float gates[2][4] = {};
       for (int r = 0; works && r < 2; ++r) {
         const int64_t row = pair.at[r].sequence_row(size, pair.at[r].t);
-        for (int gate = 0; gate < 4; ++gate)
-          if (pair.exists[r] && pair.at[r].active)
-            gates[r][gate] = static_cast<const float*>(args.gates)[(4 * row + gate) * H + unit] + bias[gate];
+        if (!pair.exists[r] || !pair.at[r].active) continue;
+        for (int gate = 0; gate < 4; ++gate) {
+          gates[r][gate] = static_cast<const float*>(args.gates)[(4 * row + gate) * H + unit];
+          if (args.bias)
+            gates[r][gate] += static_cast<const float*>(args.bias)[(4 * slice.d + gate) * H + unit];
+        }
       }
 
       const auto count = static_cast<uint32_t>(step * chunks + chunk + 1);

@@ -1,0 +1,213 @@
+"""The persistent kernels on the emulator: every shape against float64, every schedule the same bits."""
+
+import random
+from dataclasses import dataclass
+
+import emulated
+import pytest
+import torch
+from accuracy import assert_as_accurate
+
+from fusedlstm import _C, reference
+
+pytestmark = pytest.mark.skipif(bool(_C.build_info()["cuda"]), reason="this build has the CUDA kernels themselves")
+
+TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "tf32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One layer and the device it runs on; lengths and resets are drawn where they are asked for."""
+
+    T: int
+    N: int
+    H: int
+    D: int = 1
+    I: int = 5
+    multiprocessors: int = 8
+    bias: bool = True
+    lengths: bool = False
+    resets: bool = False
+
+
+class Problem:
+    """A shape's inputs and cotangents, in values that a 16-bit type holds."""
+
+    def __init__(self, shape, dtype):
+        narrow = torch.float16 if dtype == torch.float32 else dtype
+
+        def values(*sizes, scale=1.0):
+            return (torch.randn(sizes) * scale).to(narrow).to(dtype)
+
+        s, states = shape, (shape.D, shape.N, shape.H)
+        self.weights = []
+        for _ in range(s.D):
+            self.weights += [values(4 * s.H, s.I, scale=0.5), values(4 * s.H, s.H, scale=s.H**-0.5)]
+            self.weights += [values(4 * s.H), values(4 * s.H)] if s.bias else []
+        self.inputs = [values(s.T, s.N, s.I), values(*states), values(*states)]
+        self.lengths = torch.randint(0, s.T + 1, (s.N,)) if s.lengths else None
+        self.resets = torch.rand(s.T, s.N) < 0.3 if s.resets else None
+        self.cotangents = [values(s.T, s.N, s.D * s.H), values(*states), values(*states)]
+        self.cotangents.append(torch.randn(s.T, s.N, s.D * s.H).to(narrow).float())
+
+    def run(self, dtype=None):
+        """By the operators; in another dtype if one is given."""
+        inputs, weights = ([t.to(dtype or t.dtype) for t in tensors] for tensors in (self.inputs, self.weights))
+        grads = [t.to(dtype or t.dtype) for t in self.cotangents[:3]] + self.cotangents[3:]
+        layer = (*inputs, weights, self.lengths, self.resets, inputs[0].dtype == torch.float32)
+        y, h_n, c_n, cell, gates = torch.ops.fusedlstm.lstm_forward(*layer, True, True)
+        rest = (y, cell, gates, True, True, [1] * len(weights))
+        grad_x, grad_h0, grad_c0, grad_weights = torch.ops.fusedlstm.lstm_backward(*grads, *layer, *rest)
+        return self._named([y, h_n, c_n, cell], [grad_x, grad_h0, grad_c0, *grad_weights])
+
+    def truth(self):
+        leaves = [t.double().requires_grad_() for t in (*self.inputs, *self.weights)]
+        outputs = reference.layer(*leaves[:3], leaves[3:], self.lengths, self.resets)
+        connected = [out + 0 * leaves[0].sum() for out in outputs]
+        grads = torch.autograd.grad(connected, leaves, [t.double() for t in self.cotangents], allow_unused=True)
+        return self._named(
+            outputs, [torch.zeros_like(t) if g is None else g for g, t in zip(grads, leaves, strict=True)]
+        )
+
+    @staticmethod
+    def _named(outputs, grads):
+        named = dict(zip(("y", "h_n", "c_n", "cell"), (out.detach() for out in outputs), strict=True))
+        return named | {f"grad_{index}": grad for index, grad in enumerate(grads)}
+
+
+def _strategies(shape, dtype):
+    """What the plans of the forward and the backward pass are."""
+    name = {"bf16": "bfloat16", "f16": "float16", "tf32": "float32"}[dtype]
+    limits = _C.Limits(
+        multiprocessors=shape.multiprocessors,
+        threads_per_multiprocessor=1024,
+        shared_memory=227 * 1024,
+        compute_capability=90,
+    )
+    sizes = {"steps": shape.T, "batch": shape.N, "hidden": shape.H, "directions": shape.D}
+    problems = [_C.Problem(**sizes, dtype=name, tf32=True, backward=backward) for backward in (False, True)]
+    return [_C.make_plan(problem, limits, "persistent").strategy for problem in problems]
+
+
+def _check(shape, dtype):
+    """At most twice the error of the stepwise kernels, themselves held to nn.LSTM's; for TF32, of float16's."""
+    problem = Problem(shape, TYPES[dtype])
+    with emulated.operators("persistent", shape.multiprocessors):
+        launches = emulated.work()
+        ours = problem.run()
+        launches = emulated.work() - launches
+    with emulated.operators("stepwise"):
+        if dtype == "tf32":
+            own = {name: value.float() for name, value in problem.run(torch.float16).items()}
+        else:
+            own = problem.run()
+    assert_as_accurate(ours, [own], problem.truth())
+    assert _strategies(shape, dtype) == ["persistent"] * 2
+    assert launches < 30  # however many steps
+
+
+SHAPES = {
+    "one_of_everything": Shape(1, 1, 1),
+    "one_step": Shape(1, 9, 40),
+    "many_steps": Shape(40, 2, 24),
+    "both_directions": Shape(5, 9, 33, D=2, multiprocessors=16),
+    "no_bias": Shape(3, 5, 16, bias=False),
+    "chunks": Shape(3, 70, 128, multiprocessors=4),
+    "groups": Shape(3, 33, 70, multiprocessors=16),
+    "lengths": Shape(5, 20, 40, D=2, lengths=True, multiprocessors=16),
+    "resets": Shape(5, 20, 40, D=2, resets=True, multiprocessors=16),
+    "lengths_and_resets": Shape(6, 20, 40, D=2, lengths=True, resets=True, multiprocessors=16),
+    "weights_in_shared_memory": Shape(3, 9, 250, multiprocessors=16),
+}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_shapes(shape, dtype):
+    _check(shape, dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("pieces", [(2, 8), (3, 12), (4, 16)], ids=str)
+def test_each_width_of_the_kernels(pieces, dtype):
+    """Forward and backward at the largest layer that each pair of widths takes; narrower ones are above."""
+    hidden = pieces[0] * 8 * (16 if dtype == "tf32" else 32) - 3
+    _check(Shape(2, 9, hidden, multiprocessors=-(-hidden // 16)), dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("narrower", [4, 6])
+def test_forward_of_layers_too_wide_for_backward(narrower, dtype):
+    """Just past what a narrower kernel takes: the emulator has stacks for about a hundred blocks."""
+    hidden = narrower * 8 * (16 if dtype == "tf32" else 32) + 5
+    shape = Shape(2, 3, hidden, multiprocessors=-(-hidden // 16))
+    assert _strategies(shape, dtype) == ["persistent", "stepwise"]
+    problem = Problem(shape, TYPES[dtype])
+    with emulated.operators("persistent", shape.multiprocessors):
+        ours = problem.run()
+    truth = problem.truth()
+    scale = torch.finfo(torch.bfloat16 if dtype == "bf16" else torch.float16).eps
+    for name in ("y", "h_n", "c_n", "cell"):
+        torch.testing.assert_close(ours[name].double(), truth[name], rtol=0, atol=8 * scale)
+
+
+def _random_shape(seed):
+    draw = random.Random(seed)
+    D = draw.choice([1, 1, 2])
+    multiprocessors = draw.randint(4, 16)
+    most = min(8 * 8 * (multiprocessors // D), 150)
+    return Shape(
+        T=draw.randint(1, 6),
+        N=draw.choice([draw.randint(1, 9), draw.randint(1, 70)]),
+        H=draw.randint(1, most),
+        D=D,
+        I=draw.randint(1, 8),
+        multiprocessors=multiprocessors,
+        bias=draw.random() < 0.8,
+        lengths=draw.random() < 0.4,
+        resets=draw.random() < 0.4,
+    )
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("first", range(0, 70, 10))
+def test_random_shapes(first, dtype):
+    """Seventy for each type, each on a device of 4 to 16 multiprocessors."""
+    for seed in range(first, first + 10):
+        torch.manual_seed(seed)
+        _check(_random_shape(seed), dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_schedule_does_not_matter(dtype):
+    """Blocks and threads in any order, stores as late as they may: the same bits."""
+    shape = Shape(6, 20, 60, D=2, lengths=True, resets=True, multiprocessors=12)
+    problem = Problem(shape, TYPES[dtype])
+    with emulated.operators("persistent", shape.multiprocessors):
+        expected = problem.run()
+    for seed in range(2, 32):
+        with emulated.operators("persistent", shape.multiprocessors, seed):
+            assert all(torch.equal(expected[name], value) for name, value in problem.run().items())
+
+
+def test_a_device_that_is_too_small_runs_step_by_step():
+    problem = Problem(Shape(3, 5, 200), torch.bfloat16)
+    results = []
+    for strategy, multiprocessors in (("stepwise", 4), ("persistent", 2)):
+        with emulated.operators(strategy, multiprocessors):
+            results.append(problem.run())
+    assert all(torch.equal(results[0][name], value) for name, value in results[1].items())
+
+
+def test_multiprocessors_for_others(monkeypatch):
+    problem = Problem(Shape(3, 5, 100), torch.bfloat16)
+    with emulated.operators("persistent", 4):
+        monkeypatch.setenv("FUSEDLSTM_SM_MARGIN", "3")
+        problem.run()
+        monkeypatch.setenv("FUSEDLSTM_SM_MARGIN", "4")
+        with pytest.raises(RuntimeError, match="FUSEDLSTM_SM_MARGIN must be a number from 0 to 3, got 4"):
+            problem.run()
+        monkeypatch.setenv("FUSEDLSTM_SM_MARGIN", "0")
+        monkeypatch.setenv("FUSEDLSTM_STRATEGY", "quick")
+        with pytest.raises(RuntimeError, match="FUSEDLSTM_STRATEGY must be fastest, stepwise or persistent, got quick"):
+            problem.run()
