@@ -77,8 +77,8 @@ def faults(found: list[Usage]) -> list[str]:
 def instruction_faults(sass: str) -> list[str]:
     """What is amiss in the instructions of the persistent kernels, as ``cuobjdump -sass`` prints them.
 
-    They must use the tensor cores, no local memory, and wait for other blocks in loops without a fence: one in each
-    turn would drop the L1 cache and wait for the memory.
+    They must use the tensor cores, no local memory, and wait for other blocks in loops without a fence, which would
+    drop the L1 cache and wait for the memory at each turn, but with one before what was waited for is read.
     """
     wrong = []
     for function in re.split(r"Function : ", sass)[1:]:
@@ -89,25 +89,28 @@ def instruction_faults(sass: str) -> list[str]:
         if not any("HMMA" in text for text in code.values()):
             wrong.append(f"{name}: no product on the tensor cores")
         wrong += [f"{name}: {text}" for text in code.values() if re.search(r"\b(LDL|STL)\b", text)]
-        polls = 0
-        for body in _innermost_loops(code):
+        polls = []
+        for begin, end in _innermost_loops(code):
+            body = [text for at, text in code.items() if begin <= at <= end]
             if not any("LDG" in text and "STRONG.GPU" in text for text in body) or any("HMMA" in text for text in body):
                 continue
-            polls += 1
-            wrong += [
-                f"{name}: {text.strip()} while polling" for text in body if re.search(r"MEMBAR|CCTL|ERRBAR", text)
-            ]
-        if polls == 0:
+            polls.append(end)
+            wrong += [f"{name}: {text.strip()} while polling" for text in body if re.search("MEMBAR|CCTL|ERRBAR", text)]
+        last = max(polls, default=0)
+        reads = [at for at, text in code.items() if "LDG.E.128.STRONG.GPU" in text and at > last]
+        if not polls:
             wrong.append(f"{name}: no loop that polls")
+        elif not any("MEMBAR" in text and last < at < min(reads, default=0) for at, text in code.items()):
+            wrong.append(f"{name}: no fence between the polling and the reading")
     return wrong
 
 
-def _innermost_loops(code: dict[int, str]) -> Iterator[list[str]]:
+def _innermost_loops(code: dict[int, str]) -> Iterator[tuple[int, int]]:
     jumps = {at: re.search(r"\bBRA\b.* 0x([0-9a-f]+)", text) for at, text in code.items()}
     loops = [(int(to[1], 16), at) for at, to in jumps.items() if to and int(to[1], 16) < at]
     for begin, end in loops:
         if not any(begin <= other_begin and other_end < end for other_begin, other_end in loops):
-            yield [text for at, text in code.items() if begin <= at <= end]
+            yield begin, end
 
 
 def _disassemble(folder: Path) -> str | None:

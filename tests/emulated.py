@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import subprocess
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,13 @@ SEED = int(os.environ.get("FUSEDLSTM_EMULATION_SEED", "1"))
 
 @cache
 def load() -> ctypes.CDLL:
-    """Builds the library where a source has changed, and loads it; it registers the operators' CUDA kernels."""
+    """Builds the library where a source has changed, and loads it; it registers the operators' CUDA kernels.
+
+    FUSEDLSTM_EMULATION_LIBRARY names another one, such as :func:`build_with` makes.
+    """
+    if other := os.environ.get("FUSEDLSTM_EMULATION_LIBRARY"):
+        torch.ops.load_library(other)
+        return ctypes.CDLL(other)
     folder = ROOT / "build" / ("emulation-asan" if ASAN else "emulation")
     folder.mkdir(parents=True, exist_ok=True)
     sanitize = ["-fsanitize=address", "-g"] if ASAN else []
@@ -42,6 +49,21 @@ def load() -> ctypes.CDLL:
             is_python_module=False,
         )
     return ctypes.CDLL(str(folder / "fusedlstm_emulated.so"))
+
+
+def build_with(csrc: Path, folder: Path) -> Path:
+    """The library once more, in ``folder``, with the kernels of another source tree and all else as it is."""
+    load()
+    built = ROOT / "build" / ("emulation-asan" if ASAN else "emulation")
+    kernels, library = folder / "kernels.o", folder / "fusedlstm_emulated.so"
+    sanitize = ["-fsanitize=address"] if ASAN else []
+    flags = [*FLAGS, *sanitize, "-O0", "-fPIC", f"-I{csrc}", f"-I{ROOT / 'tests'}"]
+    subprocess.run(["c++", *flags, "-c", ROOT / "tests/emulation/kernels.cpp", "-o", kernels], check=True)
+    objects = [path for path in sorted(built.glob("*.o")) if path.name != kernels.name]
+    libraries = Path(torch.__file__).parent / "lib"
+    link = [f"-L{libraries}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{libraries}"]
+    subprocess.run(["c++", "-shared", *sanitize, kernels, *objects, *link, "-o", library], check=True)
+    return library
 
 
 def work() -> int:

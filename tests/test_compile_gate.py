@@ -80,6 +80,7 @@ def test_instructions_as_they_should_be_pass():
         ("ISETP.GE.U32.AND P0, PT, R0, R1, PT", "MEMBAR.SC.GPU", "MEMBAR.SC.GPU while polling"),
         ("LDG.E.STRONG.GPU R0", "LDG.E R0", "no loop that polls"),
         ("EXIT", "STL [R1], R0", "STL [R1], R0"),
+        ("MEMBAR.ALL.GPU", "NOP", "no fence between the polling and the reading"),
     ],
 )
 def test_instructions_that_should_not_be_there_are_named(old, new, message):
