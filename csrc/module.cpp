@@ -38,7 +38,9 @@ Wanted strategy_named(const std::string& name) {
   if (name == "fastest") return Wanted::fastest;
   if (name == "stepwise") return Wanted::stepwise;
   if (name == "persistent") return Wanted::persistent;
-  throw std::invalid_argument("plan: strategy must be fastest, stepwise or persistent, got " + name);
+  if (name == "persistent_flags") return Wanted::persistent_flags;
+  throw std::invalid_argument(
+      "plan: strategy must be fastest, stepwise, persistent or persistent_flags, got " + name);
 }
 
 void bind_plan(pybind11::module_& m) {
@@ -70,6 +72,8 @@ void bind_plan(pybind11::module_& m) {
       .def_readonly("tiles", &Persistent::tiles)
       .def_readonly("pieces", &Persistent::pieces)
       .def_readonly("chunk", &Persistent::chunk)
+      .def_property_readonly("signal",
+                             [](const Persistent& p) { return p.signal == Signal::flag ? "flag" : "data"; })
       .def_property_readonly("shared_bytes", &shared_bytes);
   pybind11::class_<Plan>(m, "Plan", "Which kernels run a layer and how they share its work.")
       .def_property_readonly(

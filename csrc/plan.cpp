@@ -27,10 +27,10 @@ struct Model {
   double cell_bytes_per_us = 3.0e6;
   double product_flops_share = 0.5;  // of the tensor cores' rate in such products
 
-  // Cycles from a store to its sight by another multiprocessor with a flag between, and back in step: the
-  // fence's answer 450, the flag 200, the poll 400, the data 400 (latencies of the L2 cache, arXiv
-  // 2501.12084), barriers and drain 400.
-  double exchange_cycles = 1450, fixed_cycles = 400;
+  // Cycles from a store to its sight by another multiprocessor (latencies of the L2 cache, arXiv 2501.12084):
+  // with a flag the fence's answer 450, the flag 200, the poll 400, the data 400; without, the store 200 and
+  // the poll 450. And barriers and drain of a step.
+  double flag_cycles = 1450, data_cycles = 650, fixed_cycles = 400;
   // Bytes a cycle from the L2 cache to one multiprocessor alone, and to each when all read.
   double l2_alone = 45, l2_shared = 24;
   double shared_bytes_per_cycle = 115;  // of 128
@@ -126,7 +126,8 @@ double persistent_us(const Problem& problem, const Persistent& plan, const Limit
   const double memory = static_cast<double>(problem.directions * problem.batch * problem.hidden) *
                         cell_bytes(problem) / kModel.memory_bytes_per_us * limits.clock_ghz * 1e3;
   const double busy = std::max({product, weights, ingest, memory}) + 0.25 * std::min(product, ingest);
-  const double cycles = kModel.exchange_cycles + kModel.fixed_cycles + busy + partials + updates;
+  const double exchange = plan.signal == Signal::flag ? kModel.flag_cycles : kModel.data_cycles;
+  const double cycles = exchange + kModel.fixed_cycles + busy + partials + updates;
   return cycles / (limits.clock_ghz * 1e3) + kModel.launch_persistent_us / static_cast<double>(problem.steps);
 }
 
@@ -134,7 +135,7 @@ double persistent_us(const Problem& problem, const Persistent& plan, const Limit
 constexpr std::array kForwardPieces{1, 2, 3, 4, 6, 8}, kBackwardPieces{1, 2, 4, 8, 12, 16};
 
 // The fastest of the persistent plans that fit, by the model.
-std::optional<Persistent> plan_persistent(const Problem& problem, const Limits& limits) {
+std::optional<Persistent> plan_persistent(const Problem& problem, const Limits& limits, Signal signal) {
   std::optional<Persistent> best;
   const bool has_kernels = problem.outputs == problem.hidden && limits.compute_capability >= 80 &&
                            (io_bytes(problem.type) == 2 || (problem.type == Type::float32 && problem.tf32));
@@ -163,7 +164,8 @@ std::optional<Persistent> plan_persistent(const Problem& problem, const Limits& 
                             .members = static_cast<int>(members),
                             .tiles = forward ? 2 * share : share,
                             .pieces = pieces,
-                            .chunk = static_cast<int>(chunk)};
+                            .chunk = static_cast<int>(chunk),
+                            .signal = signal};
       if (shared_bytes(plan) > limits.shared_memory) continue;
       if (!best || persistent_us(problem, plan, limits) < persistent_us(problem, *best, limits)) best = plan;
     }
@@ -197,7 +199,8 @@ Plan make_plan(const Problem& problem, const Limits& limits, Wanted wanted) {
             .persistent_us = 0,
             .reason = "asked for"};
   if (wanted == Wanted::stepwise) return plan;
-  const std::optional<Persistent> persistent = plan_persistent(problem, limits);
+  const std::optional<Persistent> persistent =
+      plan_persistent(problem, limits, wanted == Wanted::persistent_flags ? Signal::flag : Signal::data);
   if (!persistent) {
     plan.reason = "no persistent kernel takes this layer on this device";
     return plan;
@@ -215,9 +218,10 @@ std::string to_string(const Plan& plan) {
   if (plan.strategy == Strategy::persistent) {
     const Persistent& p = *plan.persistent;
     text += format(
-        "strategy=persistent, groups=%d, rows=%d, members=%d, tiles=%d, pieces=%d, chunk=%d, "
+        "strategy=persistent, groups=%d, rows=%d, members=%d, tiles=%d, pieces=%d, chunk=%d, signal=%s, "
         "shared_bytes=%lld",
-        p.groups, p.rows, p.members, p.tiles, p.pieces, p.chunk, static_cast<long long>(shared_bytes(p)));
+        p.groups, p.rows, p.members, p.tiles, p.pieces, p.chunk, p.signal == Signal::flag ? "flag" : "data",
+        static_cast<long long>(shared_bytes(p)));
   } else {
     const Stepwise& s = plan.stepwise;
     text += format("strategy=stepwise, units=%d, threads=%d, blocks=%lld, registers=%d, launches_per_step=%d",

@@ -35,6 +35,15 @@ struct Limits {
   double clock_ghz = 1.0;
 };
 
+// How the blocks of a persistent launch know that they have been told something.
+enum class Signal {
+  flag,  // by a flag
+  data,  // by the data: it is no longer what stood there before
+};
+constexpr int slot_count(Signal signal) {
+  return signal == Signal::flag ? 2 : 4;
+}
+
 enum class Strategy {
   stepwise,    // a product and a kernel for each step
   persistent,  // one launch for all steps, with the weights on the chip
@@ -63,6 +72,7 @@ struct Persistent {
   int tiles;    // of 16 rows of weights that a block holds: 4 gates of 4 units forward, 16 units backward
   int pieces;   // of 64 bytes of the state that each warp multiplies
   int chunk;    // tiles of 8 rows of the batch that a block finishes together
+  Signal signal;
 
   constexpr int64_t blocks(int64_t directions) const { return directions * groups * members; }
   constexpr bool operator==(const Persistent&) const = default;
@@ -72,11 +82,12 @@ struct Persistent {
 constexpr int64_t partial_count(const Persistent& plan) {
   return int64_t{plan.chunk} * plan.tiles * kPersistentWarps * 32;
 }
-// Dynamic shared memory: partial sums, cell states (or their gradients), and weights beyond the registers.
+// Dynamic shared memory: partial sums, cell states (or their gradients), gradients of the biases (backward),
+// and weights beyond the registers.
 constexpr int64_t shared_bytes(const Persistent& plan) {
   const int64_t threads = kPersistentWarps * 32, chunks = plan.rows / 8 / plan.chunk;
   const int64_t spilled = plan.tiles - kRegisterFragments / plan.pieces;
-  return 16 * partial_count(plan) + chunks * threads * 16 +
+  return 16 * partial_count(plan) + (chunks * 16 + 2 * 4 * 4) * threads +
          (spilled > 0 ? spilled * plan.pieces * threads * 32 : 0);
 }
 
@@ -88,9 +99,9 @@ struct Plan {
   std::string reason;
 };
 
-// Throws std::invalid_argument for a problem that no kernel can take. `wanted` may force a strategy; the
+// Throws std::invalid_argument for a problem that no kernel can take. `wanted` may force a strategy; a
 // persistent one is taken where it fits.
-enum class Wanted { fastest, stepwise, persistent };
+enum class Wanted { fastest, stepwise, persistent, persistent_flags };
 Plan make_plan(const Problem& problem, const Limits& limits, Wanted wanted = Wanted::fastest);
 
 std::string to_string(const Plan& plan);

@@ -97,7 +97,13 @@ def run_sanitizers() -> dict[str, Any]:
 
 
 def run_small_cases() -> None:
-    """Forward and backward of small layers of every kind, for the sanitizers."""
+    """Forward and backward of small layers of every kind and by every strategy, for the sanitizers."""
+    for strategy in ("stepwise", "persistent", "persistent_flags"):
+        os.environ["FUSEDLSTM_STRATEGY"] = strategy
+        _run_small_cases()
+
+
+def _run_small_cases() -> None:
     cases = [{}, {"bidirectional": True}, {"proj_size": 3}, {"bidirectional": True, "proj_size": 4, "bias": False}]
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         for hidden in (8, 13):

@@ -62,7 +62,8 @@ def test_what_needs_no_gradient_costs_nothing():
     assert both == 3
 
 
-def test_one_kernel_a_step_on_the_gpu(cuda):
+def test_one_kernel_a_step_on_the_gpu(cuda, monkeypatch):
+    monkeypatch.setenv("FUSEDLSTM_STRATEGY", "stepwise")
     module, x = _module(cuda, num_layers=1), torch.randn(30, 8, 40, device=cuda)
     _results(module, x)
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
@@ -70,6 +71,44 @@ def test_one_kernel_a_step_on_the_gpu(cuda):
         torch.cuda.synchronize()
     for name in ("lstm_forward_stepwise_kernel", "lstm_backward_stepwise_kernel"):
         assert sum(event.count for event in profiled.key_averages() if name in event.key) == 30
+
+
+PERSISTENT = ["persistent", "persistent_flags"]
+
+
+@pytest.mark.parametrize("strategy", PERSISTENT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_one_launch_for_all_steps(dtype, strategy, cuda, monkeypatch):
+    """The same results as step by step, to the rounding of the type (float32 is TF32 in both)."""
+    module, x = _module(cuda, dtype, num_layers=1), torch.randn(30, 70, 40, device=cuda, dtype=dtype)
+    monkeypatch.setenv("FUSEDLSTM_STRATEGY", "stepwise")
+    expected = _results(module, x)
+    monkeypatch.setenv("FUSEDLSTM_STRATEGY", strategy)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        got = _results(module, x)
+        torch.cuda.synchronize()
+    for name in ("lstm_forward_persistent_kernel", "lstm_backward_persistent_kernel"):
+        assert sum(event.count for event in profiled.key_averages() if name in event.key) == 1
+    tolerance = 0.02 if dtype == torch.bfloat16 else 0.004
+    for ours, stepwise in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, stepwise, rtol=tolerance, atol=tolerance * stepwise.abs().max().item())
+
+
+@pytest.mark.parametrize("strategy", PERSISTENT)
+def test_many_launches_beside_another_stream(strategy, cuda, monkeypatch):
+    """Ten thousand persistent launches while another stream keeps the multiprocessors busy: no hang, the same bits."""
+    monkeypatch.setenv("FUSEDLSTM_STRATEGY", strategy)
+    module, x = _module(cuda, torch.bfloat16, num_layers=1), torch.randn(8, 24, 40, device=cuda, dtype=torch.bfloat16)
+    noise, stream = torch.randn(1024, 1024, device=cuda), torch.cuda.Stream()
+    with torch.no_grad():
+        expected, _ = module(x)
+        wrong = torch.zeros((), dtype=torch.int64, device=cuda)
+        for index in range(10_000):
+            if index % 10 == 0:
+                with torch.cuda.stream(stream):
+                    torch.mm(noise, noise)
+            wrong += (module(x)[0] != expected).sum()
+    assert wrong.item() == 0
 
 
 def test_the_current_stream_is_used(cuda):
@@ -104,8 +143,10 @@ def test_two_streams_at_once(cuda):
             assert all(map(torch.equal, ours, theirs))
 
 
+@pytest.mark.parametrize("strategy", ["stepwise", *PERSISTENT])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_graph_of_forward_and_backward(dtype, cuda):
+def test_graph_of_forward_and_backward(dtype, strategy, cuda, monkeypatch):
+    monkeypatch.setenv("FUSEDLSTM_STRATEGY", strategy)
     module, x = _module(cuda, dtype), torch.randn(20, 8, 40, device=cuda, dtype=dtype)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -140,7 +181,9 @@ def test_no_wait_for_the_device(cuda):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("proj_size", [0, 24], ids=["plain", "projected"])
-def test_repeats_bit_for_bit(dtype, proj_size, cuda):
+@pytest.mark.parametrize("strategy", ["stepwise", *PERSISTENT])
+def test_repeats_bit_for_bit(dtype, strategy, proj_size, cuda, monkeypatch):
+    monkeypatch.setenv("FUSEDLSTM_STRATEGY", strategy)
     module, x = _module(cuda, dtype, proj_size=proj_size), torch.randn(20, 33, 40, device=cuda, dtype=dtype)
     expected = _results(module, x)
     for _ in range(100):

@@ -20,12 +20,13 @@ import sys
 import emulated, torch
 from test_persistent import Problem, Shape
 
+strategy = sys.argv[1]
 for shape in (Shape(6, 9, 60, D=2, multiprocessors=16), Shape(5, 70, 20, multiprocessors=3)):
     problem = Problem(shape, torch.bfloat16)
     with emulated.operators("stepwise"):
         expected = problem.run()
-    for seed in range(1, 21):
-        with emulated.operators("persistent", shape.multiprocessors, seed):
+    for seed in range(1, 11):
+        with emulated.operators(strategy, shape.multiprocessors, seed):
             for name, value in problem.run().items():
                 torch.testing.assert_close(value.float(), expected[name].float(), rtol=0.1, atol=0.1)
 """
@@ -39,6 +40,7 @@ class Fault:
     old: str
     new: str
     occurrence: int = 0
+    strategy: str = "persistent_flags"
 
     def plant(self, csrc: Path) -> None:
         path = csrc / "cuda" / self.file
@@ -48,14 +50,31 @@ class Fault:
         path.write_text(self.old.join(before) + self.new + self.old.join(after))
 
 
-SHARED, FORWARD, BACKWARD = "persistent.cuh", "persistent_forward.cu", "persistent_backward.cu"
+EXCHANGE, FORWARD, BACKWARD = "exchange.cuh", "persistent_forward.cu", "persistent_backward.cu"
 BARRIER = "      block_barrier();\n"
+# A fence that is missing without flags is shown by test_protocol.py: here, what waits for one block is late with all.
 FAULTS = {
-    "one_slot": Fault(SHARED, "(state & 1)", "(state & 0)"),
-    "no_release": Fault(SHARED, "store_release(flags_", "store_relaxed(flags_"),
-    "waits_for_one_block": Fault(SHARED, "other <= last", "other <= first"),
-    "reads_before_it_is_there": Fault(SHARED, "load_relaxed(flag) < count", "load_relaxed(flag) + 1 < count"),
-    "lanes_do_not_wait_for_their_warp": Fault(SHARED, "    warp_barrier();\n", ""),
+    "one_slot": Fault(EXCHANGE, "(state & (kSlots - 1))", "(state & 0)"),
+    "no_release": Fault(EXCHANGE, "store_release(flags_", "store_relaxed(flags_"),
+    "waits_for_one_block": Fault(EXCHANGE, "other <= last", "other <= first"),
+    "reads_before_it_is_there": Fault(EXCHANGE, "load_relaxed(flag) < count", "load_relaxed(flag) + 1 < count"),
+    "lanes_do_not_wait_for_their_warp": Fault(EXCHANGE, "      warp_barrier();\n", ""),
+    "data_one_word": Fault(
+        EXCHANGE, " || words.y == kUntold || words.z == kUntold || words.w == kUntold", "", strategy="persistent"
+    ),
+    "data_two_slots": Fault(EXCHANGE, "kSlots = slot_count(signal)", "kSlots = 2", strategy="persistent"),
+    "data_forward_forgets_too_early": Fault(
+        FORWARD, "ring.forget(step - 1,", "ring.forget(step,", strategy="persistent"
+    ),
+    "data_forward_never_forgets": Fault(
+        FORWARD, "if (step > 0) ring.forget", "if (step < 0) ring.forget", strategy="persistent"
+    ),
+    "data_backward_forgets_too_early": Fault(
+        BACKWARD, "ring.forget(done - 2,", "ring.forget(done - 1,", strategy="persistent"
+    ),
+    "data_backward_never_forgets": Fault(
+        BACKWARD, "if (done > 1) ring.forget", "if (done < 0) ring.forget", strategy="persistent"
+    ),
     "forward_no_barrier_after_the_products": Fault(FORWARD, BARRIER, "", 0),
     "forward_no_barrier_before_the_flag": Fault(FORWARD, BARRIER, "", 1),
     "forward_first_state_untold": Fault(FORWARD, "tell(0, ", "if (chunk > 0) tell(0, "),
@@ -66,12 +85,13 @@ FAULTS = {
 }
 
 
-def _run(csrc, folder):
+def _run(csrc, folder, strategy):
     environment = os.environ | {
         "FUSEDLSTM_EMULATION_LIBRARY": str(emulated.build_with(csrc, folder)),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
     }
-    return subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", PROGRAM, strategy]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -79,14 +99,15 @@ def csrc(tmp_path):
     return Path(shutil.copytree(emulated.ROOT / "csrc", tmp_path / "csrc"))
 
 
-def test_without_a_fault_all_schedules_agree(csrc, tmp_path):
-    run = _run(csrc, tmp_path)
+@pytest.mark.parametrize("strategy", ["persistent", "persistent_flags"])
+def test_without_a_fault_all_schedules_agree(strategy, csrc, tmp_path):
+    run = _run(csrc, tmp_path, strategy)
     assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_fault_shows(fault, csrc, tmp_path):
     fault.plant(csrc)
-    run = _run(csrc, tmp_path)
+    run = _run(csrc, tmp_path, fault.strategy)
     assert run.returncode == 1
     assert "AssertionError" in run.stderr or "fusedlstm emulation: kernel" in run.stderr, run.stderr

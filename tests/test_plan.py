@@ -53,8 +53,8 @@ def test_prints_itself():
         ' stepwise_us=24.88, reason="no persistent kernel takes this layer on this device")'
     )
     assert repr(_plan("H200", steps=256, batch=64, hidden=1024, dtype="bfloat16")) == (
-        "Plan(strategy=persistent, groups=4, rows=16, members=32, tiles=8, pieces=4, chunk=2, shared_bytes=200704,"
-        ' stepwise_us=8.83, persistent_us=3.51, reason="predicted to be faster")'
+        "Plan(strategy=persistent, groups=4, rows=16, members=32, tiles=8, pieces=4, chunk=2, signal=data,"
+        ' shared_bytes=200704, stepwise_us=8.83, persistent_us=3.05, reason="predicted to be faster")'
     )
 
 
@@ -115,7 +115,9 @@ def test_strategies_on_demand():
     assert (
         _C.make_plan(_C.Problem(steps=999, batch=8, hidden=64, dtype="float16"), limits, "stepwise").persistent is None
     )
-    with pytest.raises(ValueError, match="strategy must be fastest, stepwise or persistent, got slow"):
+    with pytest.raises(
+        ValueError, match="strategy must be fastest, stepwise, persistent or persistent_flags, got slow"
+    ):
         _C.make_plan(problem, limits, "slow")
 
 

@@ -91,6 +91,89 @@ def test_some_interleaving_shows_a_fault(fault):
     assert "instead of" in error
 
 
+def _explore_data(fault):
+    """The exchange without flags, of two blocks of a warp each, with stores that become visible in any order.
+
+    Stores to one place stay in order, and none overtakes one before a fence. A state is where every block is, what the
+    slots hold and, for each block, the stores that it alone sees so far: (place, value, fences before it).
+    """
+    steps, slots = 7, 2 if fault == "two_slots" else 4
+
+    def program(block):
+        yield "store", (0, block), 0
+        for step in range(steps):
+            for teller in range(BLOCKS):
+                yield "read", (step % slots, teller), step
+            yield "store", ((step + 1) % slots, block), step + 1
+            forgotten = step - (fault != "forgets_too_early")
+            if forgotten >= 0 and fault != "never_forgets":
+                yield "store", (forgotten % slots, block), EMPTY
+            if fault != "no_fence":
+                yield "fence", None, None
+
+    programs = [list(program(block)) for block in range(BLOCKS)]
+    places = list(product(range(slots), range(BLOCKS)))
+    start = ((0,) * BLOCKS, (EMPTY,) * len(places), ((),) * BLOCKS, (0,) * BLOCKS)
+    seen, waiting = {start}, [start]
+    while waiting:
+        counters, memory, pending, fences = waiting.pop()
+        successors = []
+
+        def replaced(values, index, value):
+            return (*values[:index], value, *values[index + 1 :])
+
+        for block in range(BLOCKS):
+            own = pending[block]
+            for at, (place, value, fence) in enumerate(own):
+                if any(other == place or earlier < fence for other, _, earlier in own[:at]):
+                    continue
+                committed = replaced(memory, places.index(place), value)
+                successors.append((counters, committed, replaced(pending, block, own[:at] + own[at + 1 :]), fences))
+            if counters[block] == len(programs[block]):
+                continue
+            kind, place, value = programs[block][counters[block]]
+            moved = replaced(counters, block, counters[block] + 1)
+            if kind == "fence":
+                successors.append((moved, memory, pending, replaced(fences, block, fences[block] + 1)))
+            elif kind == "store":
+                stores = (*own, (place, value, fences[block]))
+                successors.append((moved, memory, replaced(pending, block, stores), fences))
+            else:
+                seen_value = next((v for p, v, _ in reversed(own) if p == place), memory[places.index(place)])
+                if seen_value == EMPTY:
+                    continue
+                if seen_value != value:
+                    return f"block {block} reads state {seen_value} instead of {value}", len(seen)
+                successors.append((moved, memory, pending, fences))
+        if not successors and any(at < len(program) for at, program in zip(counters, programs, strict=True)):
+            return "nobody can go on", len(seen)
+        for state in successors:
+            if state not in seen:
+                seen.add(state)
+                waiting.append(state)
+    return None, len(seen)
+
+
+def test_every_order_of_stores_without_flags_is_right():
+    error, states = _explore_data(None)
+    assert error is None
+    assert states > 1000
+
+
+DATA_FAULTS = {
+    "two_slots": "instead of",
+    "never_forgets": "instead of",
+    "forgets_too_early": "nobody can go on",
+    "no_fence": "instead of",
+}
+
+
+@pytest.mark.parametrize("fault", DATA_FAULTS)
+def test_some_order_of_stores_shows_a_fault(fault):
+    error, _ = _explore_data(fault)
+    assert DATA_FAULTS[fault] in error
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     """The exchange with threads for warps, for ThreadSanitizer."""

@@ -52,8 +52,9 @@ Wanted wanted() {
   const std::string name = choice ? choice : "fastest";
   if (name == "fastest") return Wanted::fastest;
   if (name == "stepwise") return Wanted::stepwise;
-  STD_TORCH_CHECK(name == "persistent", "FUSEDLSTM_STRATEGY must be fastest, stepwise or persistent, got ",
-                  name);
+  if (name == "persistent_flags") return Wanted::persistent_flags;
+  STD_TORCH_CHECK(name == "persistent",
+                  "FUSEDLSTM_STRATEGY must be fastest, stepwise, persistent or persistent_flags, got ", name);
   return Wanted::persistent;
 }
 
@@ -65,7 +66,8 @@ Limits limits_of(const Context& context) {
   char* end = nullptr;
   const long count = std::strtol(margin, &end, 10);
   STD_TORCH_CHECK(end != margin && *end == '\0' && count >= 0 && count < limits.multiprocessors,
-                  "FUSEDLSTM_SM_MARGIN must be a number from 0 to ", limits.multiprocessors - 1, ", got ", margin);
+                  "FUSEDLSTM_SM_MARGIN must be a number from 0 to ", limits.multiprocessors - 1, ", got ",
+                  margin);
   limits.multiprocessors -= static_cast<int>(count);
   return limits;
 }
@@ -131,9 +133,11 @@ struct PersistentMemory {
 
   PersistentMemory(const Work& work, Pass pass, const Tensor& weight_hh)
       : weights(work.new_io({packed_bytes(work.size, *work.plan.persistent) / io_bytes(work.type())})),
-        slots(new_zeros(work.in.x, {slot_elements(work)})),
+        slots(new_empty(work.in.x, {slot_words(work)}, ScalarType::Int)),
         flags(new_zeros(work.in.x, {work.plan.persistent->blocks(work.layer.directions) * kFlagWords},
                         ScalarType::Int)) {
+    const bool untold = work.plan.persistent->signal == Signal::data;
+    torch::stable::fill_(slots, untold ? static_cast<int32_t>(kUntold) : 0);
     pack_weights(work.size, *work.plan.persistent, pass, weight_hh.data_ptr(), weights.data_ptr(),
                  work.type(), work.stream());
   }
@@ -141,10 +145,10 @@ struct PersistentMemory {
   Exchange exchange() const { return {slots.data_ptr(), pointer<uint32_t>(flags)}; }
 
  private:
-  static int64_t slot_elements(const Work& work) {
+  static int64_t slot_words(const Work& work) {
     const Persistent& plan = *work.plan.persistent;
-    const int64_t row = kPersistentWarps * plan.pieces * 64 / io_bytes(work.type());
-    return 2 * work.layer.directions * plan.groups * plan.rows * row;
+    return work.layer.directions * plan.groups * slot_count(plan.signal) * plan.rows * kPersistentWarps *
+           plan.pieces * 16;
   }
 };
 
@@ -355,30 +359,36 @@ struct BackwardResult {
 
 // What the loop over steps leaves for the products over all of them.
 struct Gradients {
-  Tensor gates;        // [T, N, D*4H]
-  Tensor first_gates;  // [D, N, 4H]    of each row's first step; zero where h0 does not reach it
+  Tensor gates;                // [T, N, D*4H]
+  Tensor first_gates;          // [D, N, 4H]    of each row's first step; zero where h0 does not reach it
+  std::optional<Tensor> bias;  // [D, groups, 4H] compute, where the launch has summed them up
   std::optional<Tensor> projected,
       unprojected;  // [D, T, N, P] gradient and [D, T, N, H] value, in order of steps
 };
 
 // Whether the device has taken the launch.
 bool launch_backward(const Work& work, const Incoming& grad, const Saved& saved, const Tensor& weight_hh,
-                     const Tensor& grad_c, const Gradients& out) {
+                     const Tensor& grad_c, Gradients& out) {
   const PersistentMemory memory(work, Pass::backward, weight_hh);
-  return backward_persistent({.size = work.size,
-                              .plan = *work.plan.persistent,
-                              .exchange = memory.exchange(),
-                              .weights = memory.weights.data_ptr(),
-                              .gates = saved.gates.data_ptr(),
-                              .cell = saved.cell.data_ptr(),
-                              .c0 = work.in.c0.data_ptr(),
-                              .grad_cell = pointer<void>(grad.cell),
-                              .grad_y = pointer<void>(grad.y),
-                              .grad_h_n = pointer<void>(grad.h_n),
-                              .grad_c = grad_c.data_ptr(),
-                              .grad_gates = out.gates.data_ptr(),
-                              .first_gates = out.first_gates.data_ptr()},
-                             work.type(), work.stream());
+  const Tensor bias =
+      work.new_compute({work.layer.directions, work.plan.persistent->groups, 4 * work.layer.hidden});
+  const bool launched = backward_persistent({.size = work.size,
+                                             .plan = *work.plan.persistent,
+                                             .exchange = memory.exchange(),
+                                             .weights = memory.weights.data_ptr(),
+                                             .gates = saved.gates.data_ptr(),
+                                             .cell = saved.cell.data_ptr(),
+                                             .c0 = work.in.c0.data_ptr(),
+                                             .grad_cell = pointer<void>(grad.cell),
+                                             .grad_y = pointer<void>(grad.y),
+                                             .grad_h_n = pointer<void>(grad.h_n),
+                                             .grad_c = grad_c.data_ptr(),
+                                             .grad_gates = out.gates.data_ptr(),
+                                             .grad_bias = pointer<float>(bias),
+                                             .first_gates = out.first_gates.data_ptr()},
+                                            work.type(), work.stream());
+  if (launched) out.bias = bias;
+  return launched;
 }
 
 void backward_steps(const Work& work, const Incoming& grad, const Saved& saved, const Tensor& weight_hh,
@@ -439,6 +449,19 @@ void backward_steps(const Work& work, const Incoming& grad, const Saved& saved, 
   }
 }
 
+// [4H] io
+Tensor bias_gradient(const Work& work, const Gradients& grads, int64_t d) {
+  const Layer& layer = work.layer;
+  const int64_t gates = 4 * layer.hidden;
+  const std::vector<int64_t> rows{0};
+  if (grads.bias) {
+    const Tensor sum = torch::stable::sum(torch::stable::select(*grads.bias, 0, d), rows);
+    return sum.scalar_type() == work.io ? sum : torch::stable::to(sum, work.io);
+  }
+  const Tensor all = torch::stable::view(grads.gates, {layer.steps * layer.batch, layer.directions * gates});
+  return torch::stable::sum(slice(all, 1, d * gates, gates), rows);
+}
+
 BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved& saved, bool need_x,
                             bool need_h0, const std::vector<int64_t>& need_weights) {
   const Layer& layer = work.layer;
@@ -465,6 +488,7 @@ BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved&
   const Tensor weight_hh = stack(layer.of_each_direction(&Layer::weight_hh));
   Gradients grads{.gates = work.new_io({T, N, D * 4 * H}),
                   .first_gates = new_zeros(work.in.x, {D, N, 4 * H}),
+                  .bias = {},
                   .projected = {},
                   .unprojected = {}};
   if (!work.persistent() || !launch_backward(work, grad, saved, weight_hh, grad_c, grads))
@@ -525,8 +549,7 @@ BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved&
                              .c_stride = P});
     }
     if (layer.biased && (need_weights[at + 2] || need_weights[at + 3])) {
-      const Tensor rows = torch::stable::view(grads.gates, {T * N, D * 4 * H});
-      const Tensor sum = torch::stable::sum(slice(rows, 1, d * 4 * H, 4 * H), std::vector<int64_t>{0});
+      const Tensor sum = bias_gradient(work, grads, d);
       if (need_weights[at + 2]) out.grad_weights[at + 2] = sum;
       if (need_weights[at + 3]) out.grad_weights[at + 3] = need_weights[at + 2] ? clone(sum) : sum;
     }

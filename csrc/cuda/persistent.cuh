@@ -1,30 +1,14 @@
-// What the persistent kernels share: weights in registers and shared memory, products on the tensor cores,
-// and how blocks tell each other the state. csrc/README.md has the picture and the argument.
+// What the persistent kernels share: weights in registers and shared memory, products on the tensor cores.
+// csrc/README.md has the picture.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
 
-#include "cells.cuh"
-#include "persistent.h"
+#include "exchange.cuh"
 
 namespace fusedlstm::cuda {
-
-constexpr int kLanes = 32;
-constexpr int kThreads = kPersistentWarps * kLanes;
-
-// A tile of the batch is 8 rows, a tile of weights 16. Of both, a lane reads whole 16-byte pieces: lane 4g +
-// q has piece q of the 64 bytes of row g (and g + 8), and takes from it the operands of two products. That
-// orders the terms of a sum otherwise than in memory, on both sides alike.
-constexpr int kTileRows = 8;
-// Units go by eights. Forward, two tiles of weights are the gates i, f and g, o of eight units, and the terms
-// of a sum are units. Backward, a tile is sixteen units, and the terms are gates: i of eight units, then
-// their f, g, o.
-constexpr int kOctet = 8, kOctetTerms = 4 * kOctet;
-
-template <class IO>
-constexpr int kPieceTerms = 16 / sizeof(IO);
 
 template <class IO>
 __device__ __forceinline__ void multiply_add(float (&sum)[4], const uint32_t (&a)[4],
@@ -126,107 +110,6 @@ class Weights {
   Fragment held_[kHeld][kPieces];
 };
 
-// Where a block stands in the grid: a slice of the units of one direction, for one group of rows.
-struct Slice {
-  int member, group, d;  // which block of its group, which group of its direction
-  int first_row, row_count;
-
-  __device__ __forceinline__ Slice(const Sizes& size, const Persistent& plan) {
-    const int block = static_cast<int>(block_index());
-    member = block % plan.members;
-    group = block / plan.members % plan.groups;
-    d = block / plan.members / plan.groups;
-    first_row = group * plan.rows;
-    const int rest = static_cast<int>(size.batch) - first_row;
-    row_count = rest < plan.rows ? rest : plan.rows;
-  }
-};
-
-// What one group of blocks tells itself. The state before a step lies in one of two slots: one that is
-// overwritten has been read by everyone, for whoever wrote the slot that came after it had read it before.
-template <class IO, int kPieces>
-class Ring {
- public:
-  static constexpr int kRowTerms = kPersistentWarps * kPieces * 4 * kPieceTerms<IO>;
-
-  __device__ __forceinline__ Ring(const Exchange& exchange, const Slice& slice, const Persistent& plan)
-      : plan_(plan) {
-    const int64_t group = int64_t{slice.d} * plan.groups + slice.group;
-    slots_ = static_cast<IO*>(exchange.slots) + group * 2 * plan.rows * kRowTerms;
-    flags_ = exchange.flags + group * plan.members * kFlagWords;
-  }
-
-  // Term `term` of row `row` of the state with number `state`.
-  __device__ __forceinline__ IO* at(int state, int row, int term) const {
-    return slots_ + int64_t{(state & 1) * plan_.rows + row} * kRowTerms + term;
-  }
-
-  // A lane's values of two neighbouring rows (2q, 2q + 1 of a tile) for one unit, g of 8 whose terms begin at
-  // `term`: every lane of the warp takes part.
-  __device__ __forceinline__ void tell(int state, int tile, int term, IO even_row, IO odd_row) const {
-    const int lane = static_cast<int>(thread_index()) % kLanes, g = lane / 4, q = lane % 4;
-    if constexpr (sizeof(IO) == 2) {
-      // A lane now has two neighbouring units of row g.
-      const uint32_t pair = transpose_8x8(bits(even_row) | bits(odd_row) << 16);
-      store_relaxed(reinterpret_cast<uint32_t*>(at(state, tile * kTileRows + g, term + 2 * q)), pair);
-    } else {
-      const int row = tile * kTileRows + 2 * q;
-      store_relaxed(reinterpret_cast<uint32_t*>(at(state, row, term + g)), bits(even_row));
-      store_relaxed(reinterpret_cast<uint32_t*>(at(state, row + 1, term + g)), bits(odd_row));
-    }
-  }
-  // After a barrier, by one thread: what the block has told so far is there.
-  __device__ __forceinline__ void announce(int member, uint32_t count) const {
-    store_release(flags_ + member * kFlagWords, count);
-  }
-  // Until members first..last have announced `count`; for the whole warp.
-  __device__ __forceinline__ void await(int first, int last, uint32_t count) const {
-    const int member = first + static_cast<int>(thread_index()) % kLanes;
-    for (int other = member; other <= last; other += kLanes) await(flags_ + other * kFlagWords, count);
-    if (member <= last) fence();
-    warp_barrier();
-  }
-  // A warp's own pieces of 8 rows of the state.
-  __device__ __forceinline__ void read(int state, int tile, uint4 (&pieces)[kPieces]) const {
-    const int warp = static_cast<int>(thread_index()) / kLanes,
-              lane = static_cast<int>(thread_index()) % kLanes;
-    const IO* const row =
-        at(state, tile * kTileRows + lane / 4, (warp * kPieces * 4 + lane % 4) * kPieceTerms<IO>);
-#pragma unroll
-    for (int piece = 0; piece < kPieces; ++piece)
-      pieces[piece] = load_relaxed(reinterpret_cast<const uint4*>(row + piece * 4 * kPieceTerms<IO>));
-  }
-
- private:
-  static constexpr uint64_t kPatience =
-      20'000'000'000;  // ns: no step takes as long, so something has gone wrong
-
-  static __device__ __forceinline__ uint32_t bits(IO value) {
-    if constexpr (sizeof(IO) == 2) {
-      uint16_t out;
-      std::memcpy(&out, &value, 2);
-      return out;
-    } else {
-      uint32_t out;
-      std::memcpy(&out, &value, 4);
-      return out;
-    }
-  }
-  static __device__ __forceinline__ void await(const uint32_t* flag, uint32_t count) {
-    uint64_t since = 0;
-    for (unsigned polls = 1; load_relaxed(flag) < count; ++polls) {
-      if (polls % 4096 != 0) continue;
-      const uint64_t now = nanoseconds();
-      if (since == 0) since = now;
-      if (now - since > kPatience) give_up();
-    }
-  }
-
-  const Persistent& plan_;
-  IO* slots_;
-  uint32_t* flags_;
-};
-
 // The warps' sums of one tile of weights and one of the batch, added up in the order of the warps.
 class Partials {
  public:
@@ -254,12 +137,20 @@ class Partials {
   float4* memory_;
 };
 
-// Calls f<IO, kPieces> for the type and the plan's pieces, which is one of `kPieces...`.
+// Calls f<IO, kPieces, signal> for the type and what the plan says; its pieces are one of `kPieces...`.
 template <int... kPieces, class F>
-void with_pieces(Type io, int pieces, F&& f) {
-  const auto of_type = [&]<class IO>() {
-    const bool found = ((pieces == kPieces && (f.template operator()<IO, kPieces>(), true)) || ...);
+void with_kernel(Type io, const Persistent& plan, F&& f) {
+  const auto of_signal = [&]<class IO, Signal signal>() {
+    const bool found =
+        ((plan.pieces == kPieces && (f.template operator()<IO, kPieces, signal>(), true)) || ...);
     if (!found) throw std::logic_error("fusedlstm: the plan asks for a persistent kernel that is not there");
+  };
+  const auto of_type = [&]<class IO>() {
+    if (plan.signal == Signal::flag) {
+      of_signal.template operator()<IO, Signal::flag>();
+    } else {
+      of_signal.template operator()<IO, Signal::data>();
+    }
   };
   switch (io) {
     case Type::float32:

@@ -11,9 +11,11 @@
 
 namespace fusedlstm::cuda {
 
-// What blocks of one group tell each other: two slots of [rows of all groups, columns] io, which take turns,
-// and a flag for each block, in kFlagWords words of its own. Zero before the launch.
+// What blocks of one group tell each other: slot_count(signal) slots of [rows of all groups, columns] io,
+// which take turns, and a flag for each block, in kFlagWords words of its own. Zero before the launch; with
+// Signal::data every word of the slots is kUntold, which is a NaN that no conversion makes.
 constexpr int kFlagWords = 8;
+constexpr uint32_t kUntold = 0xffffffffu;
 struct Exchange {
   void* slots;
   uint32_t* flags;
@@ -47,6 +49,7 @@ struct PersistentBackwardArgs {
   const void* grad_h_n;   // [D, N, H] io           may be null (zero)
   void* grad_c;           // [D, N, H] compute      of c_n, replaced by that of c0
   void* grad_gates;       // [T, N, D, 4H] io       written; zero past a row's length
+  float* grad_bias;   // [D, groups, 4H]        written: sums of grad_gates over all steps and a group's rows
   void* first_gates;  // [D, N, 4H] io          those of each row's first step, as far as h0 reaches it; else
                       // zero
 };

@@ -48,7 +48,7 @@ __device__ __forceinline__ Gates<float> update_cell(const PersistentBackwardArgs
   return grad.pre;
 }
 
-template <class IO, int kPieces>
+template <class IO, int kPieces, Signal signal>
 __global__ void __launch_bounds__(kThreads, 1)
     lstm_backward_persistent_kernel(const PersistentBackwardArgs args) {
   const Sizes& size = args.size;
@@ -59,14 +59,17 @@ __global__ void __launch_bounds__(kThreads, 1)
             lane = static_cast<int>(thread_index()) % kLanes;
   const int chunks = plan.rows / kTileRows / plan.chunk;
   const Slice slice(size, plan);
-  const Ring<IO, kPieces> ring(args.exchange, slice, plan);
+  const Ring<IO, kPieces, signal> ring(args.exchange, slice, plan,
+                                       static_cast<int>((H + kOctet - 1) / kOctet * kOctetTerms));
 
   const Partials partials(&shared_memory<float4>());
-  // [chunk][octet][thread]
+  // [chunk][octet][thread], and gradients of the biases so far, [octet][gate][thread]
   auto* const grad_c_kept =
       reinterpret_cast<float2*>(&shared_memory<float4>() + plan.chunk * plan.tiles * kThreads);
+  auto* const grad_bias_kept = reinterpret_cast<float*>(grad_c_kept + 2 * chunks * kThreads);
+  for (int i = 0; i < 2 * 4; ++i) grad_bias_kept[i * kThreads + thread_index()] = 0;
   const Weights<IO, kPieces> weights(args.weights, slice.d * plan.members + slice.member, plan.tiles,
-                                     grad_c_kept + 2 * chunks * kThreads);
+                                     grad_bias_kept + 2 * 4 * kThreads);
   const int first_unit = slice.member * plan.tiles * kTileUnits;
 
   // In each chunk this warp finishes one item: a tile of units for one tile of the batch. A lane has the
@@ -75,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int unit_tile = warp % plan.tiles, item_tile = warp / plan.tiles;
   const int tile_unit = first_unit + unit_tile * kTileUnits;
 
-  constexpr int kTerms = Ring<IO, kPieces>::kRowTerms / kPersistentWarps;
+  constexpr int kTerms = Ring<IO, kPieces, signal>::kRowTerms / kPersistentWarps;
   const int begin = warp * kTerms / kOctetTerms * kOctet;
   const int last = ((warp + 1) * kTerms - 1) / kOctetTerms * kOctet + kOctet - 1;
   const int end = last < H ? last + 1 : static_cast<int>(H);
@@ -120,6 +123,9 @@ __global__ void __launch_bounds__(kThreads, 1)
             const Gates<float> grad = update_cell<IO>(args, at, from_next[r], grad_c[r]);
             store_gates<IO>(args.grad_gates, at.sequence_row(size, at.t), H, unit, grad);
             if (!at.active) continue;
+            float* const grad_bias = grad_bias_kept + octet * 4 * kThreads + thread_index();
+            grad_bias[0] += grad.i, grad_bias[kThreads] += grad.f;
+            grad_bias[2 * kThreads] += grad.g, grad_bias[3 * kThreads] += grad.o;
             if (at.first) static_cast<float*>(args.grad_c)[at.row * H + unit] = grad_c[r];
             if (at.enters) continue;
             if (at.first) store_gates<IO>(args.first_gates, at.row, H, unit, grad);
@@ -127,14 +133,31 @@ __global__ void __launch_bounds__(kThreads, 1)
             told_gates[2][r] = told<IO>(grad.g), told_gates[3][r] = told<IO>(grad.o);
           }
           *kept = {grad_c[0], grad_c[1]};
-          for (int gate = 0; gate < 4 && step > 0; ++gate)
-            ring.tell(done, tile, first / kOctet * kOctetTerms + gate * kOctet, told_gates[gate][0],
-                      told_gates[gate][1]);
+          for (int gate = 0; gate < 4; ++gate) {
+            const int term = first / kOctet * kOctetTerms + gate * kOctet;
+            if (step > 0) ring.tell(done, tile, term, told_gates[gate][0], told_gates[gate][1]);
+            if (done > 1) ring.forget(done - 2, tile, term);
+          }
         }
       }
       block_barrier();
       if (thread_index() == 0 && step > 0) ring.announce(slice.member, count);
+      ring.settle();
     }
+  }
+
+  // A gate of a unit was summed up by four lanes of each warp that has had its tile.
+  block_barrier();
+  for (int sum = static_cast<int>(thread_index()); sum < plan.tiles * kTileUnits * 4; sum += kThreads) {
+    const int gate = sum % 4, in_block = sum / 4, tile = in_block / kTileUnits;
+    const int unit = first_unit + in_block, octet = in_block / kOctet % 2;
+    if (unit >= H) continue;
+    float total = 0;
+    for (int part = 0; part < plan.chunk; ++part)
+      for (int q = 0; q < 4; ++q)
+        total += grad_bias_kept[(octet * 4 + gate) * kThreads + (part * plan.tiles + tile) * kLanes +
+                                in_block % kOctet * 4 + q];
+    args.grad_bias[((int64_t{slice.d} * plan.groups + slice.group) * 4 + gate) * H + unit] = total;
   }
 }
 
@@ -142,15 +165,15 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 bool backward_persistent(const PersistentBackwardArgs& args, Type io, Stream stream) {
   bool launched = false;
-  with_pieces<1, 2, 4, 8, 12, 16>(io, args.plan.pieces, [&]<class IO, int kPieces>() {
+  with_kernel<1, 2, 4, 8, 12, 16>(io, args.plan, [&]<class IO, int kPieces, Signal signal>() {
     const Launch settings{.blocks = static_cast<unsigned>(args.plan.blocks(args.size.directions)),
                           .threads = kThreads,
                           .stream = stream,
                           .shared_memory = static_cast<std::size_t>(shared_bytes(args.plan)),
                           .cooperative = true};
-    launched = fits(&lstm_backward_persistent_kernel<IO, kPieces>, settings);
+    launched = fits(&lstm_backward_persistent_kernel<IO, kPieces, signal>, settings);
     if (launched)
-      launch("backward_persistent", &lstm_backward_persistent_kernel<IO, kPieces>, settings, args);
+      launch("backward_persistent", &lstm_backward_persistent_kernel<IO, kPieces, signal>, settings, args);
   });
   return launched;
 }

@@ -11,7 +11,7 @@ struct Pair {
   bool exists[2];
 };
 
-template <class IO, int kPieces>
+template <class IO, int kPieces, Signal signal>
 __global__ void __launch_bounds__(kThreads, 1)
     lstm_forward_persistent_kernel(const PersistentForwardArgs args) {
   const Sizes& size = args.size;
@@ -22,7 +22,8 @@ __global__ void __launch_bounds__(kThreads, 1)
             lane = static_cast<int>(thread_index()) % kLanes;
   const int blocks = plan.tiles / 2, chunks = plan.rows / kTileRows / plan.chunk;
   const Slice slice(size, plan);
-  const Ring<IO, kPieces> ring(args.exchange, slice, plan);
+  const Ring<IO, kPieces, signal> ring(args.exchange, slice, plan,
+                                       static_cast<int>((H + kOctet - 1) / kOctet * kOctet));
 
   const Partials partials(&shared_memory<float4>());
   auto* const c_kept = reinterpret_cast<float2*>(&shared_memory<float4>() +
@@ -31,10 +32,11 @@ __global__ void __launch_bounds__(kThreads, 1)
                                      c_kept + chunks * kThreads);
   const int first_unit = slice.member * blocks * kOctet;
 
-  // In each chunk this warp finishes one item: the units of one block for one tile of the batch.
-  const bool works = warp < blocks * plan.chunk;
-  const int block = warp % blocks, item_tile = warp / blocks;
-  const int unit = first_unit + block * kOctet + lane / 4;
+  // In each chunk this warp finishes one item: eight units for one tile of the batch. The last block may have
+  // fewer units than it has room for, and the exchange has no place for the others.
+  const int block = warp % blocks, item_tile = warp / blocks, item_unit = first_unit + block * kOctet;
+  const bool works = item_tile < plan.chunk && item_unit < H;
+  const int unit = item_unit + lane / 4;
   const bool unit_exists = unit < H;
 
   const auto pair_at = [&](int step, int tile) {
@@ -58,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const float before = first ? widen(static_cast<const IO*>(args.h0)[at.row * H + unit]) : h[r];
       value[r] = told<IO>(next.exists[r] && at.active && !at.enters ? before : 0.0f);
     }
-    ring.tell(step, tile, first_unit + block * kOctet, value[0], value[1]);
+    ring.tell(step, tile, item_unit, value[0], value[1]);
   };
 
   for (int chunk = 0; works && chunk < chunks; ++chunk) tell(0, chunk * plan.chunk + item_tile, {0, 0});
@@ -66,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (thread_index() == 0) ring.announce(slice.member, chunks);
 
   // The units whose state this warp multiplies, and the blocks that tell it.
-  constexpr int kTerms = Ring<IO, kPieces>::kRowTerms / kPersistentWarps;
+  constexpr int kTerms = Ring<IO, kPieces, signal>::kRowTerms / kPersistentWarps;
   const int begin = warp * kTerms, end = begin + kTerms < H ? begin + kTerms : static_cast<int>(H);
   const int first_teller = begin / (blocks * kOctet), last_teller = (end - 1) / (blocks * kOctet);
 
@@ -118,6 +120,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         c_kept[chunk * kThreads + thread_index()] = {c[0], c[1]};
         if (step + 1 < steps) tell(step + 1, tile, h);
+        if (step > 0) ring.forget(step - 1, tile, item_unit);
       }
       block_barrier();
       if (thread_index() == 0 && step + 1 < steps)
@@ -139,6 +142,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         static_cast<IO*>(args.h)[state] = output;
         static_cast<float*>(args.c)[state] = c[r];
       }
+      ring.settle();
     }
   }
 }
@@ -147,14 +151,15 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 bool forward_persistent(const PersistentForwardArgs& args, Type io, Stream stream) {
   bool launched = false;
-  with_pieces<1, 2, 3, 4, 6, 8>(io, args.plan.pieces, [&]<class IO, int kPieces>() {
+  with_kernel<1, 2, 3, 4, 6, 8>(io, args.plan, [&]<class IO, int kPieces, Signal signal>() {
     const Launch settings{.blocks = static_cast<unsigned>(args.plan.blocks(args.size.directions)),
                           .threads = kThreads,
                           .stream = stream,
                           .shared_memory = static_cast<std::size_t>(shared_bytes(args.plan)),
                           .cooperative = true};
-    launched = fits(&lstm_forward_persistent_kernel<IO, kPieces>, settings);
-    if (launched) launch("forward_persistent", &lstm_forward_persistent_kernel<IO, kPieces>, settings, args);
+    launched = fits(&lstm_forward_persistent_kernel<IO, kPieces, signal>, settings);
+    if (launched)
+      launch("forward_persistent", &lstm_forward_persistent_kernel<IO, kPieces, signal>, settings, args);
   });
   return launched;
 }

@@ -62,9 +62,10 @@ void multiply(Operands& lanes) {
 
 }  // namespace
 
-// To nearest, halves away from zero, as cvt.rna.tf32.f32 does.
+// To nearest, halves away from zero, as cvt.rna.tf32.f32 does; a NaN becomes the one that it makes.
 float round_to_tf32(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
+  if (value != value) return std::bit_cast<float>(0x7fffffffu);
   if ((bits & 0x7f800000u) == 0x7f800000u) return value;
   return std::bit_cast<float>((bits + 0x1000u) & 0xffffe000u);
 }

@@ -23,6 +23,7 @@ inline float __half2float(Half half) {  // g++ 12 would call a function that is 
   return sign ? -small : small;
 }
 inline Half __float2half_rn(float value) {
+  if (value != value) return std::bit_cast<Half>(uint16_t{0x7fff});  // the one NaN that the hardware makes
   return {static_cast<_Float16>(value)};
 }
 

@@ -1,0 +1,171 @@
+// How the blocks of a persistent launch tell each other the state. csrc/README.md has the argument.
+#pragma once
+
+#include <cstring>
+
+#include "cells.cuh"
+#include "persistent.h"
+
+namespace fusedlstm::cuda {
+
+constexpr int kLanes = 32;
+constexpr int kThreads = kPersistentWarps * kLanes;
+
+// A tile of the batch is 8 rows, a tile of weights 16. Of both, a lane reads whole 16-byte pieces: lane 4g +
+// q has piece q of the 64 bytes of row g (and g + 8), and takes from it the operands of two products. That
+// orders the terms of a sum otherwise than in memory, on both sides alike.
+constexpr int kTileRows = 8;
+// Units go by eights. Forward, two tiles of weights are the gates i, f and g, o of eight units, and the terms
+// of a sum are units. Backward, a tile is sixteen units, and the terms are gates: i of eight units, then
+// their f, g, o.
+constexpr int kOctet = 8, kOctetTerms = 4 * kOctet;
+
+template <class IO>
+constexpr int kPieceTerms = 16 / sizeof(IO);
+
+// Where a block stands in the grid: a slice of the units of one direction, for one group of rows.
+struct Slice {
+  int member, group, d;  // which block of its group, which group of its direction
+  int first_row, row_count;
+
+  __device__ __forceinline__ Slice(const Sizes& size, const Persistent& plan) {
+    const int block = static_cast<int>(block_index());
+    member = block % plan.members;
+    group = block / plan.members % plan.groups;
+    d = block / plan.members / plan.groups;
+    first_row = group * plan.rows;
+    const int rest = static_cast<int>(size.batch) - first_row;
+    row_count = rest < plan.rows ? rest : plan.rows;
+  }
+};
+
+// What one group of blocks tells itself, all rows of all tiles and the first `terms` terms of each state. The
+// state before a step lies in a slot, and slots take turns.
+//
+// Signal::flag: a block announces by a flag what it has told. Two slots: one that is overwritten has been
+// read by everyone, for whoever told the state that came after it had read it before. Signal::data: what has
+// been told is there when it is no longer kUntold, word by word. Four slots: a word is made kUntold again by
+// the lane that told it, once everyone has read it, three states before it is told anew.
+template <class IO, int kPieces, Signal signal>
+class Ring {
+ public:
+  static constexpr int kRowTerms = kPersistentWarps * kPieces * 4 * kPieceTerms<IO>;
+
+  __device__ __forceinline__ Ring(const Exchange& exchange, const Slice& slice, const Persistent& plan,
+                                  int terms)
+      : plan_(plan), terms_(terms) {
+    const int64_t group = int64_t{slice.d} * plan.groups + slice.group;
+    slots_ = static_cast<IO*>(exchange.slots) + group * kSlots * plan.rows * kRowTerms;
+    flags_ = exchange.flags + group * plan.members * kFlagWords;
+  }
+
+  // A lane's values of two neighbouring rows (2q, 2q + 1 of a tile) for one unit, g of 8 whose terms begin at
+  // `term`: every lane of the warp takes part.
+  __device__ __forceinline__ void tell(int state, int tile, int term, IO even_row, IO odd_row) const {
+    if constexpr (sizeof(IO) == 2) {
+      // A lane now has two neighbouring units of row g.
+      store_relaxed(word(state, tile, term), transpose_8x8(bits(even_row) | bits(odd_row) << 16));
+    } else {
+      store_relaxed(word(state, tile, term), bits(even_row));
+      store_relaxed(word(state, tile, term, 1), bits(odd_row));
+    }
+  }
+  // What this lane told of a state that every block has read.
+  __device__ __forceinline__ void forget(int state, int tile, int term) const {
+    if constexpr (signal == Signal::data) {
+      store_relaxed(word(state, tile, term), kUntold);
+      if constexpr (sizeof(IO) == 4) store_relaxed(word(state, tile, term, 1), kUntold);
+    }
+  }
+
+  // After a barrier, by one thread: what the block has told so far is there.
+  __device__ __forceinline__ void announce(int member, uint32_t count) const {
+    if constexpr (signal == Signal::flag) store_release(flags_ + member * kFlagWords, count);
+  }
+  // Until members first..last have announced `count`; for the whole warp.
+  __device__ __forceinline__ void await(int first, int last, uint32_t count) const {
+    if constexpr (signal == Signal::flag) {
+      const int member = first + static_cast<int>(thread_index()) % kLanes;
+      for (int other = member; other <= last; other += kLanes) {
+        const uint32_t* const flag = flags_ + other * kFlagWords;
+        wait_while([&] { return load_relaxed(flag) < count; });
+      }
+      if (member <= last) fence();
+      warp_barrier();
+    }
+  }
+  // A warp's own pieces of 8 rows of the state; zero where no unit is.
+  __device__ __forceinline__ void read(int state, int tile, uint4 (&pieces)[kPieces]) const {
+    const int warp = static_cast<int>(thread_index()) / kLanes,
+              lane = static_cast<int>(thread_index()) % kLanes;
+    const int term = (warp * kPieces * 4 + lane % 4) * kPieceTerms<IO>;
+    const auto* const row = reinterpret_cast<const uint4*>(at(state, tile * kTileRows + lane / 4, term));
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) pieces[piece] = load_relaxed(row + 4 * piece);
+    if constexpr (signal == Signal::data) {
+#pragma unroll
+      for (int piece = 0; piece < kPieces; ++piece) {
+        if (term + piece * 4 * kPieceTerms<IO> >= terms_) {
+          pieces[piece] = {0, 0, 0, 0};
+        } else {
+          wait_while(
+              [&] { return untold(pieces[piece]) && untold(pieces[piece] = load_relaxed(row + 4 * piece)); });
+        }
+      }
+    }
+  }
+  // At the end of a chunk, by every thread: orders what it has read and forgotten before what it tells and
+  // reads next.
+  __device__ __forceinline__ void settle() const {
+    if constexpr (signal == Signal::data) fence();
+  }
+
+ private:
+  static constexpr int kSlots = slot_count(signal);
+  static constexpr uint64_t kPatience =
+      20'000'000'000;  // ns: no step takes as long, so something has gone wrong
+
+  static __device__ __forceinline__ bool untold(const uint4& words) {
+    return words.x == kUntold || words.y == kUntold || words.z == kUntold || words.w == kUntold;
+  }
+  static __device__ __forceinline__ uint32_t bits(IO value) {
+    if constexpr (sizeof(IO) == 2) {
+      uint16_t out;
+      std::memcpy(&out, &value, 2);
+      return out;
+    } else {
+      uint32_t out;
+      std::memcpy(&out, &value, 4);
+      return out;
+    }
+  }
+  template <class Condition>
+  static __device__ __forceinline__ void wait_while(const Condition& condition) {
+    uint64_t since = 0;
+    for (unsigned polls = 1; condition(); ++polls) {
+      if (polls % 4096 != 0) continue;
+      const uint64_t now = nanoseconds();
+      if (since == 0) since = now;
+      if (now - since > kPatience) give_up();
+    }
+  }
+
+  // Term `term` of row `row` of the state with number `state`.
+  __device__ __forceinline__ IO* at(int state, int row, int term) const {
+    return slots_ + int64_t{(state & (kSlots - 1)) * plan_.rows + row} * kRowTerms + term;
+  }
+  // The word that a lane tells of eight units: in row g for 16-bit types, in row 2q + `odd` for others.
+  __device__ __forceinline__ uint32_t* word(int state, int tile, int term, int odd = 0) const {
+    const int lane = static_cast<int>(thread_index()) % kLanes, g = lane / 4, q = lane % 4;
+    const bool narrow = sizeof(IO) == 2;
+    return reinterpret_cast<uint32_t*>(
+        at(state, tile * kTileRows + (narrow ? g : 2 * q + odd), term + (narrow ? 2 * q : g)));
+  }
+
+  const Persistent& plan_;
+  int terms_;
+  IO* slots_;
+  uint32_t* flags_;
+};
+
+}  // namespace fusedlstm::cuda
