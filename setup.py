@@ -24,7 +24,7 @@ CUDA_SOURCES = [
     "csrc/cuda/context.cpp",
     "csrc/cuda/persistent_backward.cu",
     "csrc/cuda/persistent_forward.cu",
-    "csrc/cuda/persistent_weights.cu",
+    "csrc/cuda/persistent_setup.cu",
     "csrc/cuda/stepwise_forward.cu",
     "csrc/cuda/stepwise_backward.cu",
 ]

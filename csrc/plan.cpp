@@ -115,10 +115,10 @@ double persistent_us(const Problem& problem, const Persistent& plan, const Limit
   const double ingest = state / std::min(kModel.l2_alone, kModel.l2_shared / share);
   const double terms = static_cast<double>(plan.pieces * kPersistentWarps * 64 / io_bytes(problem.type));
   const double product = 2.0 * 16 * plan.tiles * plan.rows * terms / flops_per_cycle(problem, limits);
-  const int spilled = std::max(0, plan.tiles - kRegisterFragments / plan.pieces);
+  const int spilled = std::max(0, plan.tiles * plan.pieces - kRegisterFragments);
   const double chunks = static_cast<double>(plan.rows) / 8 / plan.chunk;
   const double weights =
-      plan.rows / 8.0 * spilled * plan.pieces * kPersistentWarps * 1024.0 / kModel.shared_bytes_per_cycle;
+      plan.rows / 8.0 * spilled * kPersistentWarps * 1024.0 / kModel.shared_bytes_per_cycle;
   const double partials =
       2.0 * chunks * 16.0 * static_cast<double>(partial_count(plan)) / kModel.shared_bytes_per_cycle;
   const double cells = static_cast<double>(plan.rows) * problem.hidden / plan.members;

@@ -62,8 +62,8 @@ struct Stepwise {
 // its rows of the batch; groups never hear of each other.
 constexpr int kPersistentWarps = 8;
 // Fragments of weights (16 rows by 64 bytes, 8 registers of a thread) that registers hold; the rest is in
-// shared memory.
-constexpr int kRegisterFragments = 16;
+// shared memory. One more, and some kernels spill on some architecture.
+constexpr int kRegisterFragments = 15;
 
 struct Persistent {
   int groups;   // of rows of the batch
@@ -86,9 +86,9 @@ constexpr int64_t partial_count(const Persistent& plan) {
 // and weights beyond the registers.
 constexpr int64_t shared_bytes(const Persistent& plan) {
   const int64_t threads = kPersistentWarps * 32, chunks = plan.rows / 8 / plan.chunk;
-  const int64_t spilled = plan.tiles - kRegisterFragments / plan.pieces;
+  const int64_t spilled = plan.tiles * plan.pieces - kRegisterFragments;
   return 16 * partial_count(plan) + (chunks * 16 + 2 * 4 * 4) * threads +
-         (spilled > 0 ? spilled * plan.pieces * threads * 32 : 0);
+         (spilled > 0 ? spilled * threads * 32 : 0);
 }
 
 struct Plan {

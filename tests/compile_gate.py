@@ -48,11 +48,12 @@ def usages(log: str) -> Iterator[Usage]:
 
 
 # By what is in their names: the registers of a thread that the plan counts on, and how many of them there are.
-# Stepwise: forward and backward, four types, one unit or a vector of them. Persistent: three types, six widths.
+# Stepwise: forward and backward, four types, one unit or a vector of them. Persistent: three types, six widths, two
+# signals.
 EXPECTED = {
     "stepwise_kernel": (64, 16),
-    "forward_persistent_kernel": (255, 18),
-    "backward_persistent_kernel": (255, 18),
+    "forward_persistent_kernel": (255, 36),
+    "backward_persistent_kernel": (255, 36),
 }
 
 

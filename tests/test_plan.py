@@ -54,7 +54,7 @@ def test_prints_itself():
     )
     assert repr(_plan("H200", steps=256, batch=64, hidden=1024, dtype="bfloat16")) == (
         "Plan(strategy=persistent, groups=4, rows=16, members=32, tiles=8, pieces=4, chunk=2, signal=data,"
-        ' shared_bytes=200704, stepwise_us=8.83, persistent_us=3.05, reason="predicted to be faster")'
+        ' shared_bytes=217088, stepwise_us=8.83, persistent_us=3.14, reason="predicted to be faster")'
     )
 
 
@@ -171,9 +171,7 @@ def test_every_unit_row_and_term_is_somebodys_within_the_limits(gpu, steps, batc
     blocks = directions * plan.groups * plan.members
     assert blocks <= MULTIPROCESSORS[gpu]
     assert plan.shared_bytes <= SHARED_MEMORY[gpu]
-    in_registers = 16 // plan.pieces
-    assert in_registers >= 1
-    weights = max(0, plan.tiles - in_registers) * plan.pieces * 8 * 1024
+    weights = max(0, plan.tiles * plan.pieces - 15) * 8 * 1024  # beyond the registers
     assert plan.shared_bytes >= weights + 4096 * plan.chunk * plan.tiles
 
 

@@ -94,15 +94,9 @@ __device__ __forceinline__ float round_to_tf32(float value) {
   return __uint_as_float(out);
 }
 
-// Time of the device.
-__device__ __forceinline__ uint64_t nanoseconds() {
-  uint64_t time;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(time));
-  return time;
-}
 // Ends the launch with an error and a message: another block no longer answers.
 __device__ __forceinline__ void give_up() {
-  __assert_fail("fusedlstm: a block has waited 20 s for another one", __FILE__, __LINE__, __func__);
+  __assert_fail("fusedlstm: a block has polled 2^26 times for another one", __FILE__, __LINE__, __func__);
 }
 
 // Accesses to global memory that blocks of one grid share. Polling takes relaxed loads with one fence after

@@ -51,9 +51,8 @@ class Ring {
  public:
   static constexpr int kRowTerms = kPersistentWarps * kPieces * 4 * kPieceTerms<IO>;
 
-  __device__ __forceinline__ Ring(const Exchange& exchange, const Slice& slice, const Persistent& plan,
-                                  int terms)
-      : plan_(plan), terms_(terms) {
+  __device__ __forceinline__ Ring(const Exchange& exchange, const Slice& slice, const Persistent& plan)
+      : plan_(plan) {
     const int64_t group = int64_t{slice.d} * plan.groups + slice.group;
     slots_ = static_cast<IO*>(exchange.slots) + group * kSlots * plan.rows * kRowTerms;
     flags_ = exchange.flags + group * plan.members * kFlagWords;
@@ -94,7 +93,7 @@ class Ring {
       warp_barrier();
     }
   }
-  // A warp's own pieces of 8 rows of the state; zero where no unit is.
+  // A warp's own pieces of 8 rows of the state.
   __device__ __forceinline__ void read(int state, int tile, uint4 (&pieces)[kPieces]) const {
     const int warp = static_cast<int>(thread_index()) / kLanes,
               lane = static_cast<int>(thread_index()) % kLanes;
@@ -104,14 +103,9 @@ class Ring {
     for (int piece = 0; piece < kPieces; ++piece) pieces[piece] = load_relaxed(row + 4 * piece);
     if constexpr (signal == Signal::data) {
 #pragma unroll
-      for (int piece = 0; piece < kPieces; ++piece) {
-        if (term + piece * 4 * kPieceTerms<IO> >= terms_) {
-          pieces[piece] = {0, 0, 0, 0};
-        } else {
-          wait_while(
-              [&] { return untold(pieces[piece]) && untold(pieces[piece] = load_relaxed(row + 4 * piece)); });
-        }
-      }
+      for (int piece = 0; piece < kPieces; ++piece)
+        wait_while(
+            [&] { return untold(pieces[piece]) && untold(pieces[piece] = load_relaxed(row + 4 * piece)); });
     }
   }
   // At the end of a chunk, by every thread: orders what it has read and forgotten before what it tells and
@@ -122,8 +116,9 @@ class Ring {
 
  private:
   static constexpr int kSlots = slot_count(signal);
-  static constexpr uint64_t kPatience =
-      20'000'000'000;  // ns: no step takes as long, so something has gone wrong
+  // Polls, each of which takes a round trip to the L2 cache, 0.2 us or more: 13 s at the least. No step takes
+  // as long, so something has gone wrong. (A clock would cost registers that the weights need.)
+  static constexpr unsigned kPatience = 1u << 26;
 
   static __device__ __forceinline__ bool untold(const uint4& words) {
     return words.x == kUntold || words.y == kUntold || words.z == kUntold || words.w == kUntold;
@@ -141,13 +136,8 @@ class Ring {
   }
   template <class Condition>
   static __device__ __forceinline__ void wait_while(const Condition& condition) {
-    uint64_t since = 0;
-    for (unsigned polls = 1; condition(); ++polls) {
-      if (polls % 4096 != 0) continue;
-      const uint64_t now = nanoseconds();
-      if (since == 0) since = now;
-      if (now - since > kPatience) give_up();
-    }
+    for (unsigned polls = 0; condition(); ++polls)
+      if (polls == kPatience) give_up();
   }
 
   // Term `term` of row `row` of the state with number `state`.
@@ -163,7 +153,6 @@ class Ring {
   }
 
   const Persistent& plan_;
-  int terms_;
   IO* slots_;
   uint32_t* flags_;
 };

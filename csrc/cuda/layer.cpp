@@ -133,23 +133,15 @@ struct PersistentMemory {
 
   PersistentMemory(const Work& work, Pass pass, const Tensor& weight_hh)
       : weights(work.new_io({packed_bytes(work.size, *work.plan.persistent) / io_bytes(work.type())})),
-        slots(new_empty(work.in.x, {slot_words(work)}, ScalarType::Int)),
+        slots(new_empty(work.in.x, {slot_words(work.size, *work.plan.persistent)}, ScalarType::Int)),
         flags(new_zeros(work.in.x, {work.plan.persistent->blocks(work.layer.directions) * kFlagWords},
                         ScalarType::Int)) {
-    const bool untold = work.plan.persistent->signal == Signal::data;
-    torch::stable::fill_(slots, untold ? static_cast<int32_t>(kUntold) : 0);
+    clear_slots(work.size, *work.plan.persistent, pass, slots.data_ptr(), work.type(), work.stream());
     pack_weights(work.size, *work.plan.persistent, pass, weight_hh.data_ptr(), weights.data_ptr(),
                  work.type(), work.stream());
   }
 
   Exchange exchange() const { return {slots.data_ptr(), pointer<uint32_t>(flags)}; }
-
- private:
-  static int64_t slot_words(const Work& work) {
-    const Persistent& plan = *work.plan.persistent;
-    return work.layer.directions * plan.groups * slot_count(plan.signal) * plan.rows * kPersistentWarps *
-           plan.pieces * 16;
-  }
 };
 
 struct ForwardResult {

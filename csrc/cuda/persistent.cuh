@@ -45,69 +45,68 @@ __device__ __forceinline__ IO told(float value) {
   }
 }
 
-// The weights of a block, kPieces pieces of each row for each warp: kHeld tiles in registers, the rest in
-// shared memory.
+// The weights of a block, kPieces pieces of each row for each warp: the first fragments in registers, the
+// rest in shared memory.
 template <class IO, int kPieces>
 class Weights {
  public:
-  static constexpr int kHeld = kRegisterFragments / kPieces;
-
   __device__ __forceinline__ Weights(const void* packed, int block, int tiles, void* rest)
-      : tiles_(tiles), rest_(static_cast<uint4*>(rest) + place(0, 0)) {
+      : tiles_(tiles), rest_(static_cast<uint4*>(rest) + warp_offset()) {
     const uint4* const own =
-        static_cast<const uint4*>(packed) + int64_t{block} * tiles * kPieces * 2 * kThreads;
+        static_cast<const uint4*>(packed) + int64_t{block} * tiles * kPieces * kFragmentWords + warp_offset();
 #pragma unroll
-    for (int tile = 0; tile < kHeld; ++tile)
-#pragma unroll
-      for (int piece = 0; piece < kPieces; ++piece)
-        held_[tile][piece] = tile < tiles ? fragment(own + place(tile, piece)) : Fragment{};
-    for (int tile = kHeld; tile < tiles; ++tile)
-      for (int piece = 0; piece < kPieces; ++piece) {
-        const Fragment loaded = fragment(own + place(tile, piece));
-        uint4* const to = rest_ + distance(tile - kHeld, piece);
-        to[0] = loaded.low;
-        to[kLanes] = loaded.high;
-      }
+    for (int i = 0; i < kRegisterFragments; ++i)
+      held_[i] = i < tiles * kPieces ? fragment(own + i * kFragmentWords) : Fragment{};
+    for (int i = kRegisterFragments; i < tiles * kPieces; ++i) {
+      const Fragment loaded = fragment(own + i * kFragmentWords);
+      uint4* const to = rest_ + (i - kRegisterFragments) * kFragmentWords;
+      to[0] = loaded.low;
+      to[kLanes] = loaded.high;
+    }
   }
 
   // Calls use(tile, sum) with each tile's product with 8 rows of the state, of which a lane holds `state`. It
   // has the sums of row g of the tile with columns 2q and 2q + 1, then of row g + 8.
   template <class Use>
   __device__ __forceinline__ void multiply(const uint4 (&state)[kPieces], const Use& use) const {
+    constexpr int kUnrolled =
+        (kRegisterFragments + kPieces - 1) / kPieces;  // tiles with a fragment in registers
 #pragma unroll
-    for (int tile = 0; tile < kHeld; ++tile) {
+    for (int tile = 0; tile < kUnrolled; ++tile) {
       if (tile >= tiles_) break;
       float sum[4] = {};
 #pragma unroll
-      for (int piece = 0; piece < kPieces; ++piece) multiply_add<IO>(sum, held_[tile][piece], state[piece]);
+      for (int piece = 0; piece < kPieces; ++piece) {
+        const int i = tile * kPieces + piece;
+        multiply_add<IO>(sum, i < kRegisterFragments ? held_[i] : kept(i), state[piece]);
+      }
       use(tile, sum);
     }
-    for (int tile = kHeld; tile < tiles_; ++tile) {
+    for (int tile = kUnrolled; tile < tiles_; ++tile) {
       float sum[4] = {};
 #pragma unroll
       for (int piece = 0; piece < kPieces; ++piece)
-        multiply_add<IO>(sum, fragment(rest_ + distance(tile - kHeld, piece)), state[piece]);
+        multiply_add<IO>(sum, kept(tile * kPieces + piece), state[piece]);
       use(tile, sum);
     }
   }
 
  private:
-  // [tile][warp][piece][low, high][lane]
-  static __device__ __forceinline__ int distance(int tile, int piece) {
-    return (tile * kPersistentWarps * kPieces + piece) * 2 * kLanes;
-  }
-  static __device__ __forceinline__ int place(int tile, int piece) {
-    const int warp = static_cast<int>(thread_index()) / kLanes,
-              lane = static_cast<int>(thread_index()) % kLanes;
-    return distance(tile, warp * kPieces + piece) + lane;
+  // [tile][piece][warp][low, high][lane]
+  static constexpr int kFragmentWords = kPersistentWarps * 2 * kLanes;
+  static __device__ __forceinline__ int warp_offset() {
+    return static_cast<int>(thread_index()) / kLanes * 2 * kLanes + static_cast<int>(thread_index()) % kLanes;
   }
   static __device__ __forceinline__ Fragment fragment(const uint4* place) {
     return {place[0], place[kLanes]};
   }
+  __device__ __forceinline__ Fragment kept(int i) const {
+    return fragment(rest_ + (i - kRegisterFragments) * kFragmentWords);
+  }
 
   int tiles_;
   uint4* rest_;
-  Fragment held_[kHeld][kPieces];
+  Fragment held_[kRegisterFragments];
 };
 
 // The warps' sums of one tile of weights and one of the batch, added up in the order of the warps.

@@ -11,9 +11,9 @@
 
 namespace fusedlstm::cuda {
 
-// What blocks of one group tell each other: slot_count(signal) slots of [rows of all groups, columns] io,
-// which take turns, and a flag for each block, in kFlagWords words of its own. Zero before the launch; with
-// Signal::data every word of the slots is kUntold, which is a NaN that no conversion makes.
+// What blocks of one group tell each other: slot_count(signal) slots of [rows of all groups, terms] io, which
+// take turns, and a flag for each block, in kFlagWords words of its own, zero before the launch. With
+// Signal::data every word that will be told is kUntold, which is a NaN that no conversion makes.
 constexpr int kFlagWords = 8;
 constexpr uint32_t kUntold = 0xffffffffu;
 struct Exchange {
@@ -59,6 +59,13 @@ void pack_weights(const Sizes& size, const Persistent& plan, Pass pass, const vo
                   Type io, Stream stream);
 inline int64_t packed_bytes(const Sizes& size, const Persistent& plan) {
   return size.directions * plan.members * plan.tiles * plan.pieces * 32 * kPersistentWarps * 32;
+}
+
+// The slots of an exchange before the first launch, slot_words of 4 bytes.
+void clear_slots(const Sizes& size, const Persistent& plan, Pass pass, void* slots, Type io, Stream stream);
+inline int64_t slot_words(const Sizes& size, const Persistent& plan) {
+  return size.directions * plan.groups * slot_count(plan.signal) * plan.rows * kPersistentWarps *
+         plan.pieces * 16;
 }
 
 // Whether the device takes all blocks of the launch at once; a caller that is told false runs the steps one

@@ -59,8 +59,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             lane = static_cast<int>(thread_index()) % kLanes;
   const int chunks = plan.rows / kTileRows / plan.chunk;
   const Slice slice(size, plan);
-  const Ring<IO, kPieces, signal> ring(args.exchange, slice, plan,
-                                       static_cast<int>((H + kOctet - 1) / kOctet * kOctetTerms));
+  const Ring<IO, kPieces, signal> ring(args.exchange, slice, plan);
 
   const Partials partials(&shared_memory<float4>());
   // [chunk][octet][thread], and gradients of the biases so far, [octet][gate][thread]

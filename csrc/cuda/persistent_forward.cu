@@ -22,8 +22,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             lane = static_cast<int>(thread_index()) % kLanes;
   const int blocks = plan.tiles / 2, chunks = plan.rows / kTileRows / plan.chunk;
   const Slice slice(size, plan);
-  const Ring<IO, kPieces, signal> ring(args.exchange, slice, plan,
-                                       static_cast<int>((H + kOctet - 1) / kOctet * kOctet));
+  const Ring<IO, kPieces, signal> ring(args.exchange, slice, plan);
 
   const Partials partials(&shared_memory<float4>());
   auto* const c_kept = reinterpret_cast<float2*>(&shared_memory<float4>() +

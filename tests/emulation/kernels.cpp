@@ -1,6 +1,6 @@
 // The CUDA kernels for the host compiler, under a name that the build takes for C++.
 #include "cuda/persistent_backward.cu"
 #include "cuda/persistent_forward.cu"
-#include "cuda/persistent_weights.cu"
+#include "cuda/persistent_setup.cu"
 #include "cuda/stepwise_backward.cu"
 #include "cuda/stepwise_forward.cu"

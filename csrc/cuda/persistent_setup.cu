@@ -32,10 +32,9 @@ __global__ void pack_weights_kernel(const Sizes size, const Persistent plan, con
                 stride = int64_t{grid_size()} * block_size();
   for (int64_t i = int64_t{block_index()} * block_size() + thread_index(); i < count; i += stride) {
     const auto lane = static_cast<int>(i % kLanes), half = static_cast<int>(i / kLanes % 2);
-    const int64_t of_warp = i % per_block / (2 * kLanes);  // [tile][warp][piece]
-    const auto tile = static_cast<int>(of_warp / (kPersistentWarps * plan.pieces));
-    const auto piece =
-        static_cast<int>(of_warp % (kPersistentWarps * plan.pieces));  // counted through all warps
+    const auto warp = static_cast<int>(i / (2 * kLanes) % kPersistentWarps);
+    const auto fragment = static_cast<int>(i % per_block / (2 * kThreads));
+    const int tile = fragment / plan.pieces, piece = warp * plan.pieces + fragment % plan.pieces;
     const auto member = static_cast<int>(i / per_block % plan.members);
     const int64_t d = i / per_block / plan.members;
     union {
@@ -48,6 +47,14 @@ __global__ void pack_weights_kernel(const Sizes size, const Persistent plan, con
                         (piece * 4 + lane % 4) * kPieceTerms<IO> + j);
     packed[i] = values.words;
   }
+}
+
+// Terms that no block tells are zero from the start, so that nobody waits for them.
+__global__ void clear_slots_kernel(uint32_t* slots, int64_t words, int words_of_row, int told_words,
+                                   uint32_t untold) {
+  const int64_t stride = int64_t{grid_size()} * block_size();
+  for (int64_t i = int64_t{block_index()} * block_size() + thread_index(); i < words; i += stride)
+    slots[i] = i % words_of_row < told_words ? untold : 0;
 }
 
 }  // namespace
@@ -64,6 +71,15 @@ void pack_weights(const Sizes& size, const Persistent& plan, Pass pass, const vo
       launch("pack_weights", &pack_weights_kernel<IO, Pass::backward>, settings, size, plan, from, to);
     }
   });
+}
+
+void clear_slots(const Sizes& size, const Persistent& plan, Pass pass, void* slots, Type io, Stream stream) {
+  const int64_t words = slot_words(size, plan);
+  const int64_t octets = (size.hidden + kOctet - 1) / kOctet;
+  const int64_t told = octets * (pass == Pass::forward ? kOctet : kOctetTerms) * io_bytes(io) / 4;
+  launch("clear_slots", &clear_slots_kernel, launch_for_all(words, stream), static_cast<uint32_t*>(slots),
+         words, plan.pieces * kPersistentWarps * 16, static_cast<int>(told),
+         plan.signal == Signal::data ? kUntold : 0u);
 }
 
 }  // namespace fusedlstm::cuda
