@@ -39,13 +39,14 @@ struct Slice {
   }
 };
 
-// What one group of blocks tells itself, all rows of all tiles and the first `terms` terms of each state. The
-// state before a step lies in a slot, and slots take turns.
+// What one group of blocks tells itself. The state before a step lies in a slot, and slots take turns.
 //
 // Signal::flag: a block announces by a flag what it has told. Two slots: one that is overwritten has been
-// read by everyone, for whoever told the state that came after it had read it before. Signal::data: what has
-// been told is there when it is no longer kUntold, word by word. Four slots: a word is made kUntold again by
-// the lane that told it, once everyone has read it, three states before it is told anew.
+// read by everyone, for whoever told the state that came after it had read it before.
+//
+// Signal::data: what has been told is there when it is no longer kUntold, word by word. Four slots: a word is
+// made kUntold again by the lane that told it, once everyone has read it, three states before it is told
+// anew.
 template <class IO, int kPieces, Signal signal>
 class Ring {
  public:
@@ -108,7 +109,7 @@ class Ring {
             [&] { return untold(pieces[piece]) && untold(pieces[piece] = load_relaxed(row + 4 * piece)); });
     }
   }
-  // At the end of a chunk, by every thread: orders what it has read and forgotten before what it tells and
+  // After a chunk, by every thread: orders what it has read and forgotten before what it tells and
   // reads next.
   __device__ __forceinline__ void settle() const {
     if constexpr (signal == Signal::data) fence();

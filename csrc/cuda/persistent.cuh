@@ -2,8 +2,7 @@
 // csrc/README.md has the picture.
 #pragma once
 
-#include <algorithm>
-#include <cstring>
+#include <stdexcept>
 #include <type_traits>
 
 #include "exchange.cuh"
@@ -135,6 +134,19 @@ class Partials {
 
   float4* memory_;
 };
+
+// Whether the device takes all blocks at once and so the launch.
+template <class Args>
+bool launch_whole(const char* name, void (*kernel)(Args), const Args& args, Stream stream) {
+  const Launch settings{.blocks = static_cast<unsigned>(args.plan.blocks(args.size.directions)),
+                        .threads = kThreads,
+                        .stream = stream,
+                        .shared_memory = static_cast<std::size_t>(shared_bytes(args.plan)),
+                        .cooperative = true};
+  if (!fits(kernel, settings)) return false;
+  launch(name, kernel, settings, args);
+  return true;
+}
 
 // Calls f<IO, kPieces, signal> for the type and what the plan says; its pieces are one of `kPieces...`.
 template <int... kPieces, class F>

@@ -165,14 +165,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 bool backward_persistent(const PersistentBackwardArgs& args, Type io, Stream stream) {
   bool launched = false;
   with_kernel<1, 2, 4, 8, 12, 16>(io, args.plan, [&]<class IO, int kPieces, Signal signal>() {
-    const Launch settings{.blocks = static_cast<unsigned>(args.plan.blocks(args.size.directions)),
-                          .threads = kThreads,
-                          .stream = stream,
-                          .shared_memory = static_cast<std::size_t>(shared_bytes(args.plan)),
-                          .cooperative = true};
-    launched = fits(&lstm_backward_persistent_kernel<IO, kPieces, signal>, settings);
-    if (launched)
-      launch("backward_persistent", &lstm_backward_persistent_kernel<IO, kPieces, signal>, settings, args);
+    launched = launch_whole("backward_persistent", &lstm_backward_persistent_kernel<IO, kPieces, signal>,
+                            args, stream);
   });
   return launched;
 }

@@ -125,6 +125,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (thread_index() == 0 && step + 1 < steps)
         ring.announce(slice.member, count + static_cast<uint32_t>(chunks));
 
+      ring.settle();
+
       // Nobody waits for what follows.
       for (int r = 0; works && r < 2; ++r) {
         const Place& at = pair.at[r];
@@ -141,7 +143,6 @@ __global__ void __launch_bounds__(kThreads, 1)
         static_cast<IO*>(args.h)[state] = output;
         static_cast<float*>(args.c)[state] = c[r];
       }
-      ring.settle();
     }
   }
 }
@@ -151,14 +152,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 bool forward_persistent(const PersistentForwardArgs& args, Type io, Stream stream) {
   bool launched = false;
   with_kernel<1, 2, 3, 4, 6, 8>(io, args.plan, [&]<class IO, int kPieces, Signal signal>() {
-    const Launch settings{.blocks = static_cast<unsigned>(args.plan.blocks(args.size.directions)),
-                          .threads = kThreads,
-                          .stream = stream,
-                          .shared_memory = static_cast<std::size_t>(shared_bytes(args.plan)),
-                          .cooperative = true};
-    launched = fits(&lstm_forward_persistent_kernel<IO, kPieces, signal>, settings);
-    if (launched)
-      launch("forward_persistent", &lstm_forward_persistent_kernel<IO, kPieces, signal>, settings, args);
+    launched = launch_whole("forward_persistent", &lstm_forward_persistent_kernel<IO, kPieces, signal>, args,
+                            stream);
   });
   return launched;
 }
