@@ -45,7 +45,8 @@ test: venv
 
 # The CUDA layer on the emulator, with every access checked; a report ends the run, so it must not be captured.
 test-asan: venv
-	$(ASAN) $(PY) -m pytest --capture=no -k emulated tests/test_ops.py tests/test_gradients.py tests/test_cuda.py
+	$(ASAN) $(PY) -m pytest --capture=no -k "emulated or persistent" tests/test_ops.py tests/test_gradients.py \
+		tests/test_cuda.py tests/test_resets.py tests/test_recompute.py tests/test_persistent.py
 
 lint: venv
 	$(PY) -m ruff check .

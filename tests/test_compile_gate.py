@@ -68,8 +68,19 @@ SASS = """
 """
 
 
-def test_instructions_as_they_should_be_pass():
-    assert not compile_gate.instruction_faults(SASS)
+# The data itself is polled: what stands after the loop is the fence for the next one.
+SASS_WITHOUT_FLAGS = SASS.replace("LDG.E.STRONG.GPU", "LDG.E.128.STRONG.GPU").replace(
+    "LDG.E.128.STRONG.GPU R12", "NOP R12"
+)
+
+
+@pytest.mark.parametrize("sass", [SASS, SASS_WITHOUT_FLAGS], ids=["flag", "data"])
+def test_instructions_as_they_should_be_pass(sass):
+    assert not compile_gate.instruction_faults(sass)
+
+
+def test_without_flags_a_fence_must_follow_too():
+    assert "no fence" in compile_gate.instruction_faults(SASS_WITHOUT_FLAGS.replace("MEMBAR.ALL.GPU", "NOP"))[0]
 
 
 @pytest.mark.parametrize(
