@@ -36,7 +36,7 @@ def load() -> ctypes.CDLL:
         return ctypes.CDLL(other)
     folder = ROOT / "build" / ("emulation-asan" if ASAN else "emulation")
     folder.mkdir(parents=True, exist_ok=True)
-    sanitize = ["-fsanitize=address", "-g"] if ASAN else []
+    sanitize = ["-fsanitize=address", "-g", "-O1"] if ASAN else []  # -O2 would take minutes for the kernels
     with FileLock(folder.with_suffix(".lock")):
         (folder / "lock").unlink(missing_ok=True)  # torch's own, for which it would wait forever after a killed build
         cpp_extension.load(
