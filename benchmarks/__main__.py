@@ -124,7 +124,7 @@ def _growth(device: torch.device, quick: bool) -> int:
         points = []
         for case in tqdm(growth.sweep(variable, quick), desc=f"growth with {variable}", file=sys.stderr):
             lstm = fusedlstm.LSTM(case.I, case.H, case.L, device=device)
-            kept = growth.kept_mib(lstm, torch.randn(case.T, case.N, case.I, device=device))
+            kept = sum(growth.kept_bytes(lstm, torch.randn(case.T, case.N, case.I, device=device))) / 2**20
             for row in measure.measure(case, "training", "float32", provider, device, 0.5):
                 points.append((variable, getattr(case, variable), row.median_us, kept))
         print(growth.table(points))

@@ -37,8 +37,8 @@ def sweep(variable: str, quick: bool = False) -> list[Case]:
     return cases
 
 
-def kept_mib(module: nn.Module, x: Tensor) -> float:
-    """What a forward pass keeps for the backward pass beyond parameters and input, in MiB; the same on any device."""
+def kept_bytes(module: nn.Module, x: Tensor) -> list[int]:
+    """Sizes of what a forward pass keeps for the backward pass beyond parameters and input; the same on any device."""
     given = {tensor.untyped_storage().data_ptr() for tensor in (x, *module.parameters())}
     kept: dict[int, int] = {}
 
@@ -50,9 +50,9 @@ def kept_mib(module: nn.Module, x: Tensor) -> float:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = module(x)  # held until the storages are counted, lest one takes another's place
-    total = sum(kept.values()) / 2**20
+    sizes = list(kept.values())
     del outputs
-    return total
+    return sizes
 
 
 def fit(sizes: Sequence[float], values: Sequence[float]) -> float:

@@ -35,12 +35,8 @@ Type type_named(const std::string& name) {
 }
 
 Wanted strategy_named(const std::string& name) {
-  if (name == "fastest") return Wanted::fastest;
-  if (name == "stepwise") return Wanted::stepwise;
-  if (name == "persistent") return Wanted::persistent;
-  if (name == "persistent_flags") return Wanted::persistent_flags;
-  throw std::invalid_argument(
-      "plan: strategy must be fastest, stepwise, persistent or persistent_flags, got " + name);
+  if (const std::optional<Wanted> wanted = wanted_named(name)) return *wanted;
+  throw std::invalid_argument(std::string("plan: strategy must be ") + kWantedNames + ", got " + name);
 }
 
 void bind_plan(pybind11::module_& m) {

@@ -213,6 +213,14 @@ Plan make_plan(const Problem& problem, const Limits& limits, Wanted wanted) {
   return plan;
 }
 
+std::optional<Wanted> wanted_named(const std::string& name) {
+  if (name == "fastest") return Wanted::fastest;
+  if (name == "stepwise") return Wanted::stepwise;
+  if (name == "persistent") return Wanted::persistent;
+  if (name == "persistent_flags") return Wanted::persistent_flags;
+  return std::nullopt;
+}
+
 std::string to_string(const Plan& plan) {
   std::string text = "Plan(";
   if (plan.strategy == Strategy::persistent) {

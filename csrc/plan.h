@@ -102,6 +102,9 @@ struct Plan {
 // Throws std::invalid_argument for a problem that no kernel can take. `wanted` may force a strategy; a
 // persistent one is taken where it fits.
 enum class Wanted { fastest, stepwise, persistent, persistent_flags };
+std::optional<Wanted> wanted_named(
+    const std::string& name);  // nothing for a name that is none of kWantedNames
+constexpr const char* kWantedNames = "fastest, stepwise, persistent or persistent_flags";
 Plan make_plan(const Problem& problem, const Limits& limits, Wanted wanted = Wanted::fastest);
 
 std::string to_string(const Plan& plan);

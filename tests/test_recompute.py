@@ -4,25 +4,10 @@ import emulated
 import pytest
 import torch
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
 import fusedlstm
+from benchmarks.growth import kept_bytes
 from fusedlstm import _C
-
-
-def _kept(module, x):
-    """Bytes that a forward pass keeps for backward, besides its input, its output and the parameters."""
-    kept = {}
-
-    def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        y, _ = module(x)
-    for known in (x, y, *module.parameters()):
-        kept.pop(known.untyped_storage().data_ptr(), None)
-    return kept
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "proj_size": 8}], ids=["plain", "projected"])
@@ -33,11 +18,11 @@ def test_no_gates_are_kept(num_layers, options, device):
     sizes = {}
     for recompute in (False, True):
         module = fusedlstm.LSTM(8, H, num_layers, **options, recompute=recompute, device=device)
-        sizes[recompute] = _kept(module, x).values()
+        sizes[recompute] = kept_bytes(module, x)
     directions = 2 if options else 1
     step = T * N * H * directions * 4  # bytes of a tensor of every state
     assert max(sizes[False]) == 4 * step
-    assert max(sizes[True]) <= step  # the output of an inner layer
+    assert max(sizes[True]) <= step  # the outputs of layers
     assert sum(sizes[True]) <= num_layers * 2 * step
     assert sum(sizes[False]) >= num_layers * 5 * step
 
@@ -83,9 +68,9 @@ def test_the_attribute_may_change_at_any_time(device):
 def test_a_swapped_module_keeps_gates_until_told(device):
     model = fusedlstm.replace_lstm(nn.LSTM(8, 16, device=device))
     x = torch.randn(50, 4, 8, device=device)
-    assert max(_kept(model, x).values()) == 50 * 4 * 16 * 4 * 4
+    assert max(kept_bytes(model, x)) == 50 * 4 * 16 * 4 * 4
     model.recompute = True
-    assert max(_kept(model, x).values(), default=0) <= 50 * 4 * 16 * 4
+    assert max(kept_bytes(model, x)) <= 50 * 4 * 16 * 4
     assert "recompute" not in model.state_dict()
 
 

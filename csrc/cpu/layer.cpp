@@ -176,7 +176,8 @@ ForwardResult run_forward(const Work& work, bool keep_cells, bool keep_gates) {
     ForwardArgs<T> args = forward_args<T>(work, out.gates, bias, workspace, d);
     if (layer.steps == 1) {
       // The GEMM library reads W_hh as it stands; packing it would cost more than the step.
-      add_recurrent_gates(work, out.gates, hidden_before<T>(work, out.y, d), d);
+      const Tensor h0 = slice(work.in.h0, 0, d, 1);
+      add_recurrent_gates(work, out.gates, work.in.resets ? hidden_before<T>(work, out.y, d) : h0, d);
     } else {
       args.weight_hh = pointer<T>(layer.weight_hh(d));
     }

@@ -49,13 +49,9 @@ void announce(const Plan& plan) {
 // FUSEDLSTM_STRATEGY overrules the model of the plan.
 Wanted wanted() {
   const char* const choice = std::getenv("FUSEDLSTM_STRATEGY");
-  const std::string name = choice ? choice : "fastest";
-  if (name == "fastest") return Wanted::fastest;
-  if (name == "stepwise") return Wanted::stepwise;
-  if (name == "persistent_flags") return Wanted::persistent_flags;
-  STD_TORCH_CHECK(name == "persistent",
-                  "FUSEDLSTM_STRATEGY must be fastest, stepwise, persistent or persistent_flags, got ", name);
-  return Wanted::persistent;
+  const std::optional<Wanted> named = wanted_named(choice ? choice : "fastest");
+  STD_TORCH_CHECK(named, "FUSEDLSTM_STRATEGY must be ", kWantedNames, ", got ", choice);
+  return *named;
 }
 
 // FUSEDLSTM_SM_MARGIN multiprocessors are left to other work, such as the kernels that DDP communicates with.
@@ -113,8 +109,7 @@ struct Work {
 
   // Place of an element of a tensor, counted in the layer's type.
   void* at(const Tensor& tensor, int64_t offset) const {
-    const int64_t bytes = io == ScalarType::Double ? 8 : io == ScalarType::Float ? 4 : 2;
-    return static_cast<char*>(tensor.data_ptr()) + offset * bytes;
+    return static_cast<char*>(tensor.data_ptr()) + offset * io_bytes(type());
   }
   Tensor new_io(std::initializer_list<int64_t> shape) const { return new_empty(in.x, shape); }
   Tensor new_compute(std::initializer_list<int64_t> shape) const { return new_empty(in.x, shape, compute); }
@@ -278,6 +273,7 @@ ForwardResult run_forward(const Work& work, bool keep_cells, bool keep_gates) {
   if (!keep_gates) out.gates = work.new_compute({0});
   return out;
 }
+
 std::tuple<Tensor, Tensor, Tensor> lstm_inference(const Tensor& x, const Tensor& h0, const Tensor& c0,
                                                   const std::vector<Tensor>& weights,
                                                   const std::optional<Tensor>& lengths,
