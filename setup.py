@@ -21,6 +21,8 @@ CPU_SOURCES = [
 ]
 CUDA_SOURCES = [
     "csrc/cuda/layer.cpp",
+    "csrc/cuda/work.cpp",
+    "csrc/cuda/recurrence.cpp",
     "csrc/cuda/context.cpp",
     "csrc/cuda/persistent_backward.cu",
     "csrc/cuda/persistent_forward.cu",

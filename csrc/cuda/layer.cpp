@@ -1,16 +1,8 @@
-// One layer on a GPU: the matrix products over all steps, the tensors, and between them the recurrence: one
-// persistent launch, or a loop over steps, each of which is one product and one kernel for all directions at
-// once (and one more product with a projection).
-#include <cstdio>
-#include <cstdlib>
-#include <mutex>
-#include <set>
-#include <string>
+// One layer on a GPU: the operators, the tensors, and the matrix products over all steps before and after the
+// recurrence.
 #include <tuple>
 
-#include "../checks.h"
-#include "context.h"
-#include "persistent.h"
+#include "recurrence.h"
 #include "stepwise.h"
 
 namespace fusedlstm::cuda {
@@ -21,127 +13,6 @@ using torch::stable::copy_;
 using torch::stable::new_empty;
 using torch::stable::new_zeros;
 using torch::stable::zero_;
-
-Type type_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double:
-      return Type::float64;
-    case ScalarType::Half:
-      return Type::float16;
-    case ScalarType::BFloat16:
-      return Type::bfloat16;
-    default:
-      return Type::float32;
-  }
-}
-
-// FUSEDLSTM_PRINT_PLAN=1 shows each plan when it is first used.
-void announce(const Plan& plan) {
-  static const char* const choice = std::getenv("FUSEDLSTM_PRINT_PLAN");
-  if (!choice || std::string(choice) != "1") return;
-  static std::mutex mutex;
-  static std::set<std::string> shown;
-  const std::lock_guard lock(mutex);
-  if (const std::string text = to_string(plan); shown.insert(text).second)
-    std::fprintf(stderr, "fusedlstm: %s\n", text.c_str());
-}
-
-// FUSEDLSTM_STRATEGY overrules the model of the plan.
-Wanted wanted() {
-  const char* const choice = std::getenv("FUSEDLSTM_STRATEGY");
-  const std::optional<Wanted> named = wanted_named(choice ? choice : "fastest");
-  STD_TORCH_CHECK(named, "FUSEDLSTM_STRATEGY must be ", kWantedNames, ", got ", choice);
-  return *named;
-}
-
-// FUSEDLSTM_SM_MARGIN multiprocessors are left to other work, such as the kernels that DDP communicates with.
-Limits limits_of(const Context& context) {
-  Limits limits = context.limits();
-  const char* const margin = std::getenv("FUSEDLSTM_SM_MARGIN");
-  if (!margin) return limits;
-  char* end = nullptr;
-  const long count = std::strtol(margin, &end, 10);
-  STD_TORCH_CHECK(end != margin && *end == '\0' && count >= 0 && count < limits.multiprocessors,
-                  "FUSEDLSTM_SM_MARGIN must be a number from 0 to ", limits.multiprocessors - 1, ", got ",
-                  margin);
-  limits.multiprocessors -= static_cast<int>(count);
-  return limits;
-}
-
-// The arguments of a layer made dense, and what every part of its work needs to know.
-struct Work {
-  Inputs in;
-  Layer layer;
-  ScalarType io, compute;
-  Context context;
-  Plan plan;
-  Sizes size;
-
-  Work(const Inputs& inputs, bool tf32, Pass pass)
-      : in(checked(inputs)),
-        layer(in),
-        io(in.x.scalar_type()),
-        compute(compute_type(in.x)),
-        context(in.x.get_device_index(), type_of(io), tf32),
-        plan(make_plan({.steps = layer.steps,
-                        .batch = layer.batch,
-                        .hidden = layer.hidden,
-                        .outputs = layer.outputs,
-                        .directions = layer.directions,
-                        .type = type_of(io),
-                        .tf32 = tf32,
-                        .pass = pass},
-                       limits_of(context), wanted())),
-        size{layer.steps,
-             layer.batch,
-             layer.hidden,
-             layer.outputs,
-             layer.directions,
-             pointer<const int64_t>(in.lengths),
-             pointer<const bool>(in.resets)} {
-    announce(plan);
-  }
-
-  Type type() const { return type_of(io); }
-  Stream stream() const { return context.stream(); }
-  bool persistent() const { return plan.strategy == Strategy::persistent; }
-  bool empty() const { return layer.steps == 0 || layer.batch == 0; }
-
-  // Place of an element of a tensor, counted in the layer's type.
-  void* at(const Tensor& tensor, int64_t offset) const {
-    return static_cast<char*>(tensor.data_ptr()) + offset * io_bytes(type());
-  }
-  Tensor new_io(std::initializer_list<int64_t> shape) const { return new_empty(in.x, shape); }
-  Tensor new_compute(std::initializer_list<int64_t> shape) const { return new_empty(in.x, shape, compute); }
-
- private:
-  static Inputs checked(const Inputs& inputs) {
-    (void)Layer(inputs);  // the caller's own tensors, before any is copied
-    return prepare(inputs, inputs.x.scalar_type());
-  }
-};
-
-// What a persistent launch needs besides the layer's own tensors: the weights in its order, and memory
-// through which its blocks talk. It lives as long as its owner.
-struct PersistentMemory {
-  Tensor weights, slots, flags;
-
-  PersistentMemory(const Work& work, Pass pass, const Tensor& weight_hh)
-      : weights(work.new_io({packed_bytes(work.size, *work.plan.persistent) / io_bytes(work.type())})),
-        slots(new_empty(work.in.x, {slot_words(work.size, *work.plan.persistent)}, ScalarType::Int)),
-        flags(new_zeros(work.in.x, {work.plan.persistent->blocks(work.layer.directions) * kFlagWords},
-                        ScalarType::Int)) {
-    clear_slots(work.size, *work.plan.persistent, pass, slots.data_ptr(), work.type(), work.stream());
-    pack_weights(work.size, *work.plan.persistent, pass, weight_hh.data_ptr(), weights.data_ptr(),
-                 work.type(), work.stream());
-  }
-
-  Exchange exchange() const { return {slots.data_ptr(), pointer<uint32_t>(flags)}; }
-};
-
-struct ForwardResult {
-  Tensor y, h_n, c_n, cell, gates;
-};
 
 Tensor converted(const Tensor& tensor, ScalarType type, const Work& work) {
   const Layer& layer = work.layer;
@@ -180,76 +51,6 @@ Tensor input_gates(const Work& work) {
   return gates;
 }
 
-// Whether the device has taken the launch.
-bool launch_forward(const Work& work, const Tensor& weight_hh, const std::optional<Tensor>& bias,
-                    const Tensor& c, const ForwardResult& out, bool keep_gates) {
-  const PersistentMemory memory(work, Pass::forward, weight_hh);
-  return forward_persistent({.size = work.size,
-                             .plan = *work.plan.persistent,
-                             .exchange = memory.exchange(),
-                             .weights = memory.weights.data_ptr(),
-                             .bias = pointer<void>(bias),
-                             .h0 = work.in.h0.data_ptr(),
-                             .gates = out.gates.data_ptr(),
-                             .keep_gates = keep_gates,
-                             .cell = out.cell.numel() ? out.cell.data_ptr() : nullptr,
-                             .c = c.data_ptr(),
-                             .y = out.y.data_ptr(),
-                             .h = out.h_n.data_ptr()},
-                            work.type(), work.stream());
-}
-
-void forward_steps(const Work& work, const Tensor& weight_hh, const std::optional<Tensor>& bias,
-                   const Tensor& c, const ForwardResult& out, bool keep_gates) {
-  const Layer& layer = work.layer;
-  const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
-  const Tensor recurrent = work.new_compute({D, N, 4 * H});
-  std::optional<Tensor> weight_hr, unprojected;
-  if (layer.projected) {
-    weight_hr = stack(layer.of_each_direction(&Layer::weight_hr));
-    unprojected = work.new_io({D, N, H});
-  }
-  const ForwardArgs args{.size = work.size,
-                         .bias = pointer<void>(bias),
-                         .recurrent = recurrent.data_ptr(),
-                         .gates = out.gates.data_ptr(),
-                         .keep_gates = keep_gates,
-                         .cell = out.cell.numel() ? out.cell.data_ptr() : nullptr,
-                         .c = c.data_ptr(),
-                         .y = out.y.data_ptr(),
-                         .h = out.h_n.data_ptr(),
-                         .unprojected = pointer<void>(unprojected)};
-  const Product hidden_to_gates{
-      .m = N,
-      .n = 4 * H,
-      .k = P,
-      .a = {.data = args.h, .stride = P, .next = N * P},
-      .b = {.data = weight_hh.data_ptr(), .stride = P, .transposed = true, .next = 4 * H * P},
-      .c = recurrent.data_ptr(),
-      .c_stride = 4 * H,
-      .c_next = N * 4 * H,
-      .wide = true,
-      .batch = D};
-
-  for (int64_t step = 0; step < T; ++step) {
-    work.context.multiply(hidden_to_gates);
-    forward_cells(args, step, work.type(), work.plan.stepwise, work.stream());
-    if (layer.projected)
-      work.context.multiply(
-          {.m = N,
-           .n = P,
-           .k = H,
-           .a = {.data = args.unprojected, .stride = H, .next = N * H},
-           .b = {.data = weight_hr->data_ptr(), .stride = H, .transposed = true, .next = P * H},
-           .c = args.h,
-           .c_stride = P,
-           .c_next = N * P,
-           .accumulate = true,
-           .batch = D});
-  }
-  if (layer.projected) forward_cells(args, T, work.type(), work.plan.stepwise, work.stream());
-}
-
 ForwardResult run_forward(const Work& work, bool keep_cells, bool keep_gates) {
   const Layer& layer = work.layer;
   const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
@@ -267,8 +68,7 @@ ForwardResult run_forward(const Work& work, bool keep_cells, bool keep_gates) {
   const Tensor weight_hh = stack(layer.of_each_direction(&Layer::weight_hh));
   const std::optional<Tensor> bias = bias_sum(work);
   const Tensor c = converted(work.in.c0, work.compute, work);
-  if (!work.persistent() || !launch_forward(work, weight_hh, bias, c, out, keep_gates))
-    forward_steps(work, weight_hh, bias, c, out, keep_gates);
+  run_recurrence(work, weight_hh, bias, c, out, keep_gates);
   out.c_n = converted(c, work.io, work);
   if (!keep_gates) out.gates = work.new_compute({0});
   return out;
@@ -345,98 +145,6 @@ struct BackwardResult {
   std::vector<Tensor> grad_weights;
 };
 
-// What the loop over steps leaves for the products over all of them.
-struct Gradients {
-  Tensor gates;                // [T, N, D*4H]
-  Tensor first_gates;          // [D, N, 4H]    of each row's first step; zero where h0 does not reach it
-  std::optional<Tensor> bias;  // [D, groups, 4H] compute, where the launch has summed them up
-  std::optional<Tensor> projected,
-      unprojected;  // [D, T, N, P] gradient and [D, T, N, H] value, in order of steps
-};
-
-// Whether the device has taken the launch.
-bool launch_backward(const Work& work, const Incoming& grad, const Saved& saved, const Tensor& weight_hh,
-                     const Tensor& grad_c, Gradients& out) {
-  const PersistentMemory memory(work, Pass::backward, weight_hh);
-  const Tensor bias =
-      work.new_compute({work.layer.directions, work.plan.persistent->groups, 4 * work.layer.hidden});
-  const bool launched = backward_persistent({.size = work.size,
-                                             .plan = *work.plan.persistent,
-                                             .exchange = memory.exchange(),
-                                             .weights = memory.weights.data_ptr(),
-                                             .gates = saved.gates.data_ptr(),
-                                             .cell = saved.cell.data_ptr(),
-                                             .c0 = work.in.c0.data_ptr(),
-                                             .grad_cell = pointer<void>(grad.cell),
-                                             .grad_y = pointer<void>(grad.y),
-                                             .grad_h_n = pointer<void>(grad.h_n),
-                                             .grad_c = grad_c.data_ptr(),
-                                             .grad_gates = out.gates.data_ptr(),
-                                             .grad_bias = pointer<float>(bias),
-                                             .first_gates = out.first_gates.data_ptr()},
-                                            work.type(), work.stream());
-  if (launched) out.bias = bias;
-  return launched;
-}
-
-void backward_steps(const Work& work, const Incoming& grad, const Saved& saved, const Tensor& weight_hh,
-                    const Tensor& grad_c, Gradients& out) {
-  const Layer& layer = work.layer;
-  const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
-  const Tensor grad_h = work.new_compute({D, N, H});
-  std::optional<Tensor> weight_hr;
-  if (layer.projected) {
-    weight_hr = stack(layer.of_each_direction(&Layer::weight_hr));
-    out.projected = work.new_io({D, T, N, P});
-    out.unprojected = work.new_io({D, T, N, H});
-    seed_projected(work.size, pointer<void>(grad.y), pointer<void>(grad.h_n), out.projected->data_ptr(),
-                   work.type(), work.stream());
-  }
-  BackwardArgs args{.size = work.size,
-                    .gates = saved.gates.data_ptr(),
-                    .cell = saved.cell.data_ptr(),
-                    .c0 = work.in.c0.data_ptr(),
-                    .grad_cell = pointer<void>(grad.cell),
-                    .grad_y = layer.projected ? nullptr : pointer<void>(grad.y),
-                    .grad_h_n = layer.projected ? nullptr : pointer<void>(grad.h_n),
-                    .grad_h = nullptr,
-                    .grad_c = grad_c.data_ptr(),
-                    .grad_gates = out.gates.data_ptr(),
-                    .grad_gates_step = out.first_gates.data_ptr(),
-                    .unprojected = pointer<void>(out.unprojected)};
-  // Adds to what the outputs alone give with a projection.
-  Product gates_to_hidden{.m = N,
-                          .n = P,
-                          .k = 4 * H,
-                          .a = {.data = args.grad_gates_step, .stride = 4 * H, .next = N * 4 * H},
-                          .b = {.data = weight_hh.data_ptr(), .stride = P, .next = 4 * H * P},
-                          .c = grad_h.data_ptr(),
-                          .c_stride = P,
-                          .c_next = layer.projected ? T * N * P : N * P,
-                          .wide = !layer.projected,
-                          .accumulate = layer.projected,
-                          .batch = D};
-  for (int64_t step = T - 1; step >= 0; --step) {
-    void* const projected = layer.projected ? work.at(*out.projected, step * N * P) : nullptr;
-    if (layer.projected) gates_to_hidden.c = projected;
-    const bool follows = step < T - 1;  // nothing comes from behind the last step
-    if (follows) work.context.multiply(gates_to_hidden);
-    if (layer.projected)
-      work.context.multiply({.m = N,
-                             .n = H,
-                             .k = P,
-                             .a = {.data = projected, .stride = P, .next = T * N * P},
-                             .b = {.data = weight_hr->data_ptr(), .stride = H, .next = P * H},
-                             .c = grad_h.data_ptr(),
-                             .c_stride = H,
-                             .c_next = N * H,
-                             .wide = true,
-                             .batch = D});
-    args.grad_h = follows || layer.projected ? grad_h.data_ptr() : nullptr;
-    backward_cells(args, step, work.type(), work.plan.stepwise, work.stream());
-  }
-}
-
 // [4H] io
 Tensor bias_gradient(const Work& work, const Gradients& grads, int64_t d) {
   const Layer& layer = work.layer;
@@ -479,8 +187,7 @@ BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved&
                   .bias = {},
                   .projected = {},
                   .unprojected = {}};
-  if (!work.persistent() || !launch_backward(work, grad, saved, weight_hh, grad_c, grads))
-    backward_steps(work, grad, saved, weight_hh, grad_c, grads);
+  run_recurrence_backward(work, grad, saved, weight_hh, grad_c, grads);
   out.grad_c0 = converted(grad_c, work.io, work);
 
   if (need_h0) {
