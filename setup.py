@@ -15,6 +15,8 @@ CPU_SOURCES = [
     "csrc/plan.cpp",
     "csrc/cpu/layer.cpp",
     "csrc/cpu/recurrence.cpp",
+    "csrc/cpu/plan.cpp",
+    "csrc/cpu/isa.cpp",
     "csrc/cpu/kernel_plain.cpp",
     "csrc/cpu/kernel_avx2.cpp",
     "csrc/cpu/kernel_avx512.cpp",

@@ -41,12 +41,12 @@ struct Inputs {
   std::optional<Tensor> lengths, resets;
 };
 
-// Dense, x, states and weights of the given type.
-inline Inputs prepare(const Inputs& in, ScalarType type) {
+// Dense, x and states of one type, weights of another.
+inline Inputs prepare(const Inputs& in, ScalarType type, ScalarType weight_type) {
   return {prepare(in.x, type),
           prepare(in.h0, type),
           prepare(in.c0, type),
-          prepare(in.weights, type),
+          prepare(in.weights, weight_type),
           prepare(in.lengths, ScalarType::Long),
           prepare(in.resets, ScalarType::Bool)};
 }
@@ -57,7 +57,9 @@ struct Layer {
   bool biased, projected;
   const std::vector<Tensor>& weights;
 
-  explicit Layer(const Inputs& inputs) : weights(inputs.weights) {
+  explicit Layer(const Inputs& inputs) : Layer(inputs, inputs.weights) {}
+  // Checks the inputs as they came, and gives names to the weights made of theirs.
+  Layer(const Inputs& inputs, const std::vector<Tensor>& prepared) : weights(prepared) {
     const auto& [x, h0, c0, _, lengths, resets] = inputs;
     STD_TORCH_CHECK(x.dim() == 3, "input must be [steps, batch, input_size], got ", shape(x));
     STD_TORCH_CHECK(c0.dim() == 3, "c0 must be [directions, batch, hidden_size], got ", shape(c0));
@@ -66,26 +68,27 @@ struct Layer {
     directions = c0.size(0), hidden = c0.size(2), outputs = h0.size(2);
     STD_TORCH_CHECK(directions == 1 || directions == 2, "c0 must have 1 or 2 directions, got ", directions);
     projected = outputs != hidden;
-    const int64_t each = static_cast<int64_t>(weights.size()) / directions;
+    const int64_t each = static_cast<int64_t>(inputs.weights.size()) / directions;
     biased = each >= 4;
-    STD_TORCH_CHECK(
-        each * directions == static_cast<int64_t>(weights.size()) && each == 2 + 2 * biased + projected,
-        "weights must hold ", projected ? "3 or 5" : "2 or 4", " tensors for each of ", directions,
-        " directions, got ", weights.size());
+    STD_TORCH_CHECK(each * directions == static_cast<int64_t>(inputs.weights.size()) &&
+                        each == 2 + 2 * biased + projected,
+                    "weights must hold ", projected ? "3 or 5" : "2 or 4", " tensors for each of ",
+                    directions, " directions, got ", inputs.weights.size());
     check_shape("h0", h0, {directions, batch, outputs});
     check_shape("c0", c0, {directions, batch, hidden});
     check_like("h0", h0, x);
     check_like("c0", c0, x);
     for (int64_t d = 0; d < directions; ++d) {
-      check_shape("weight_ih", weight_ih(d), {4 * hidden, input});
-      check_shape("weight_hh", weight_hh(d), {4 * hidden, outputs});
-      if (projected) check_shape("weight_hr", weight_hr(d), {outputs, hidden});
+      const auto given = [&](int64_t i) -> const Tensor& { return inputs.weights[first_weight(d) + i]; };
+      check_shape("weight_ih", given(0), {4 * hidden, input});
+      check_shape("weight_hh", given(1), {4 * hidden, outputs});
+      if (projected) check_shape("weight_hr", given(each - 1), {outputs, hidden});
       if (biased) {
-        check_shape("bias_ih", bias_ih(d), {4 * hidden});
-        check_shape("bias_hh", bias_hh(d), {4 * hidden});
+        check_shape("bias_ih", given(2), {4 * hidden});
+        check_shape("bias_hh", given(3), {4 * hidden});
       }
     }
-    for (const Tensor& weight : weights) check_like("weights", weight, x);
+    for (const Tensor& weight : inputs.weights) check_like("weights", weight, x);
     if (lengths) {
       check_shape("lengths", *lengths, {batch});
       STD_TORCH_CHECK(lengths->scalar_type() == ScalarType::Long, "lengths must be int64");

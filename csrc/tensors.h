@@ -23,6 +23,7 @@ inline ScalarType compute_type(const Tensor& x) {
 
 // Dense and of the given type.
 inline Tensor prepare(const Tensor& tensor, ScalarType type) {
+  if (tensor.scalar_type() == type && tensor.is_contiguous()) return tensor;  // a call into torch saved
   return torch::stable::contiguous(tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
 }
 inline std::optional<Tensor> prepare(const std::optional<Tensor>& tensor, ScalarType type) {

@@ -11,35 +11,58 @@ struct Share {
   int64_t row_first, row_stride;
 };
 
+// What backward works on: weights in panels, and the gradients of a chunk of steps, dense in its steps and
+// rows, zero where a row takes no part.
 template <class T>
-struct Kernel {
-  const char* instruction_set;
-  int64_t units_per_block;    // of forward_step: a block holds all four gates of its units
-  int64_t columns_per_block;  // of project and of the backward steps
-
-  // Copy a share's blocks of the weights into the order in which the steps read them.
-  void (*pack_gates)(const ForwardArgs<T>&, const Share&, T* packed);                        // W_hh
-  void (*pack_rows)(const T* weight, int64_t rows, int64_t depth, const Share&, T* packed);  // [rows, depth]
-  void (*pack_columns)(const T* weight, int64_t depth, int64_t columns, const Share&,
-                       T* packed);  // [depth, columns]
-
-  // Gates, cell state and hidden state of step t. h is y's step, or scratch [N, H] with a projection.
-  void (*forward_step)(const ForwardArgs<T>&, int64_t t, const Share&, const T* packed, T* h,
-                       int64_t h_stride);
-  // y's step from the hidden state before its projection, h [N, H].
-  void (*project)(const ForwardArgs<T>&, int64_t t, const Share&, const T* packed, const T* h);
-
-  // Gradient of the projected state of step t, from the outputs and from the step that followed.
-  void (*backward_project)(const BackwardArgs<T>&, int64_t t, const Share&, const T* packed);
-  // Gradient of the gates of step t; `packed` is W_hr with a projection, else W_hh.
-  void (*backward_step)(const BackwardArgs<T>&, int64_t t, const Share&, const T* packed);
+struct BackwardWork {
+  T *panels_ih, *panels_hh, *panels_hr;    // of W_ih [4H, I], W_hh [4H, P], W_hr [P, H]
+  T* after;                                // [N, 4H]  gradient of the gates of the step done last
+  T* first;                                // [N, 4H]  of each row's first step
+  T* grad_gates;                           // [chunk, N, 4H]
+  T *grad_p, *h;                           // [chunk, N, P], [chunk, N, H]  with a projection
+  T *grad_gates_t, *grad_p_t;              // [4H, terms], [P, terms], where terms = chunk * N
+  T *panels_x, *panels_before, *panels_h;  // of the chunk's inputs, states before each step, and h
 };
 
-template <class T>
-const Kernel<T>& kernel_plain();
-template <class T>
-const Kernel<T>& kernel_avx2();
-template <class T>
-const Kernel<T>& kernel_avx512();
+// Steps [begin, end).
+struct Chunk {
+  int64_t begin, end;
+};
+
+template <class T, class W>
+struct Kernel {
+  const char* instruction_set;
+  int64_t lanes;          // units of a block of the forward pass, columns of one of its projection
+  int64_t panel_columns;  // of a panel, and units or columns of a block of the backward pass
+
+  // Panels [begin, end) of W_ih or W_hh, each with all four gates of a block of units.
+  void (*pack_gates)(const W* weight, int64_t hidden, int64_t depth, int64_t begin, int64_t end, T* packed);
+  // The input's share of the gates, with their biases, of all steps of a chunk.
+  void (*input_gates)(const ForwardArgs<T, W>&, const Chunk&, const Share&);
+  // Gates, cell state and hidden state of step t; the latter to h with a projection, else to y.
+  void (*forward_step)(const ForwardArgs<T, W>&, int64_t t, const Share&);
+  // y's step from h.
+  void (*project)(const ForwardArgs<T, W>&, int64_t t, const Share&);
+
+  // Panels [begin, end) of a matrix of `depth` rows.
+  void (*pack_panels)(const T* const* rows, int64_t depth, int64_t columns, int64_t begin, int64_t end,
+                      T* panels);
+  // Gradient of the projected state of step t, from the outputs and from the step that followed.
+  void (*backward_project)(const BackwardArgs<T>&, const BackwardWork<T>&, const Chunk&, int64_t t,
+                           const Share&);
+  // Gradient of the gates of step t.
+  void (*backward_step)(const BackwardArgs<T>&, const BackwardWork<T>&, const Chunk&, int64_t t,
+                        const Share&);
+  // out[r, c] += dot(row r of a, column c of the panels).
+  void (*add_product)(const T* a, int64_t a_stride, int64_t rows, const T* panels, int64_t columns,
+                      int64_t depth, T* out, int64_t out_stride);
+};
+
+template <class T, class W>
+const Kernel<T, W>& kernel_plain();
+template <class T, class W>
+const Kernel<T, W>& kernel_avx2();
+template <class T, class W>
+const Kernel<T, W>& kernel_avx512();
 
 }  // namespace fusedlstm::cpu

@@ -7,12 +7,13 @@
 #include "kernel.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 #include "../cell.h"
@@ -21,16 +22,20 @@ namespace fusedlstm::cpu {
 namespace {
 constexpr int kVectorBytes = 32;
 constexpr int kAccumulators = 12;
+#define FUSEDLSTM_WIDEN_HALF(p) _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))
 #include "kernel_impl.h"
+#undef FUSEDLSTM_WIDEN_HALF
 }  // namespace
 
-template <class T>
-const Kernel<T>& kernel_avx2() {
-  static constexpr Kernel<T> kernel = make_kernel<T>("avx2");
+template <class T, class W>
+const Kernel<T, W>& kernel_avx2() {
+  static constexpr Kernel<T, W> kernel = make_kernel<T, W>("avx2");
   return kernel;
 }
-template const Kernel<float>& kernel_avx2();
-template const Kernel<double>& kernel_avx2();
+template const Kernel<double, double>& kernel_avx2();
+template const Kernel<float, float>& kernel_avx2();
+template const Kernel<float, BFloat16>& kernel_avx2();
+template const Kernel<float, Half>& kernel_avx2();
 }  // namespace fusedlstm::cpu
 
 #if defined(__clang__)

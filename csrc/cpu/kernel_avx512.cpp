@@ -7,6 +7,7 @@
 #include "kernel.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"))), \
@@ -22,16 +23,20 @@ namespace fusedlstm::cpu {
 namespace {
 constexpr int kVectorBytes = 64;
 constexpr int kAccumulators = 24;
+#define FUSEDLSTM_WIDEN_HALF(p) _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))
 #include "kernel_impl.h"
+#undef FUSEDLSTM_WIDEN_HALF
 }  // namespace
 
-template <class T>
-const Kernel<T>& kernel_avx512() {
-  static constexpr Kernel<T> kernel = make_kernel<T>("avx512");
+template <class T, class W>
+const Kernel<T, W>& kernel_avx512() {
+  static constexpr Kernel<T, W> kernel = make_kernel<T, W>("avx512");
   return kernel;
 }
-template const Kernel<float>& kernel_avx512();
-template const Kernel<double>& kernel_avx512();
+template const Kernel<double, double>& kernel_avx512();
+template const Kernel<float, float>& kernel_avx512();
+template const Kernel<float, BFloat16>& kernel_avx512();
+template const Kernel<float, Half>& kernel_avx512();
 }  // namespace fusedlstm::cpu
 
 #if defined(__clang__)

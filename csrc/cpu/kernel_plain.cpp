@@ -13,11 +13,13 @@ constexpr int kAccumulators = 12;
 #include "kernel_impl.h"
 }  // namespace
 
-template <class T>
-const Kernel<T>& kernel_plain() {
-  static constexpr Kernel<T> kernel = make_kernel<T>("plain");
+template <class T, class W>
+const Kernel<T, W>& kernel_plain() {
+  static constexpr Kernel<T, W> kernel = make_kernel<T, W>("plain");
   return kernel;
 }
-template const Kernel<float>& kernel_plain();
-template const Kernel<double>& kernel_plain();
+template const Kernel<double, double>& kernel_plain();
+template const Kernel<float, float>& kernel_plain();
+template const Kernel<float, BFloat16>& kernel_plain();
+template const Kernel<float, Half>& kernel_plain();
 }  // namespace fusedlstm::cpu

@@ -1,40 +1,35 @@
-// One layer on the CPU: the matrix products over all steps, the tensors, and the arguments of the recurrence.
+// One layer on the CPU: tensors in, tensors out, and the arguments of the passes.
 #include <algorithm>
+#include <array>
 #include <numeric>
 #include <tuple>
 
 #include "../checks.h"
 #include "recurrence.h"
+#include "workspace.h"
 
 namespace fusedlstm::cpu {
 namespace {
 
-using torch::stable::contiguous;
 using torch::stable::copy_;
-using torch::stable::matmul;
 using torch::stable::new_empty;
 using torch::stable::new_zeros;
-using torch::stable::select;
-using torch::stable::transpose;
-using torch::stable::view;
 
-// The other way round: results go back to the input's type.
+// Results go back to the input's type.
 Tensor restore(const Tensor& tensor, const Tensor& x) {
   return tensor.scalar_type() == x.scalar_type() ? tensor : torch::stable::to(tensor, x.scalar_type());
 }
 
-// Which rows take part in which step, and the zeros that a segment begins from.
+// Which rows take part in which step.
 struct Schedule {
   std::vector<int64_t> length, order, active;
   const bool* resets;
-  std::optional<Tensor> zeros;  // [4H]
 
   Schedule(const Layer& layer, const Inputs& in)
       : length(layer.batch, layer.steps),
         order(layer.batch),
         active(layer.steps, layer.batch),
         resets(pointer<bool>(in.resets)) {
-    if (resets) zeros = new_zeros(in.x, {4 * layer.hidden});
     std::iota(order.begin(), order.end(), 0);
     if (!in.lengths) return;
     std::copy_n(pointer<int64_t>(in.lengths), layer.batch, length.begin());
@@ -51,155 +46,144 @@ struct Schedule {
   Rows rows() const { return {length.data(), order.data(), active.data(), resets}; }
 };
 
-// The arguments of a layer made dense, in the type that is computed in, and what every part of its work
+// The arguments of a layer made dense, in the types that are computed in, and what every part of its work
 // needs.
 struct Work {
   Inputs in;
   Layer layer;
   Schedule schedule;
   Sizes size;
-  int threads;
+  Plan plan;
 
-  explicit Work(const Inputs& inputs)
-      : in(checked(inputs)),
-        layer(in),
+  Work(const Inputs& inputs, Pass pass)
+      : in(prepared(inputs, pass)),
+        layer(inputs, in.weights),
         schedule(layer, in),
-        size{layer.steps, layer.batch, layer.hidden, layer.outputs},
-        threads(static_cast<int>(torch::stable::get_num_threads())) {}
+        size{layer.steps, layer.batch, layer.input, layer.hidden, layer.outputs},
+        plan(make_plan({layer.steps, layer.batch, layer.input, layer.hidden, layer.outputs, layer.directions,
+                        static_cast<int64_t>(torch::stable::get_num_threads())},
+                       pass)) {}
 
-  bool is_double() const { return in.x.scalar_type() == ScalarType::Double; }
-  // [T, N, columns]; the kernels write the steps of each row, and what lies past its length reads as zero.
+  // [T, N, columns]; the passes write the steps of each row, and what lies past its length reads as zero.
   Tensor new_sequence(int64_t columns) const {
     if (in.lengths) return new_zeros(in.x, {layer.steps, layer.batch, columns});
     return new_empty(in.x, {layer.steps, layer.batch, columns});
   }
 
  private:
-  static Inputs checked(const Inputs& inputs) {
-    (void)Layer(inputs);  // the caller's own tensors, before any is converted
-    return prepare(inputs, compute_type(inputs.x));
+  // 16-bit weights are read as they are by the forward pass; the backward pass turns them over, widened.
+  static Inputs prepared(const Inputs& inputs, Pass pass) {
+    const ScalarType type = compute_type(inputs.x);
+    return prepare(inputs, type, pass == Pass::forward ? inputs.x.scalar_type() : type);
   }
 };
 
-template <class T>
-std::vector<T> summed_bias(const Layer& layer, int64_t d) {
-  if (!layer.biased) return {};
-  std::vector<T> bias(4 * layer.hidden);
-  const T *ih = pointer<T>(layer.bias_ih(d)), *hh = pointer<T>(layer.bias_hh(d));
-  for (size_t j = 0; j < bias.size(); ++j) bias[j] = ih[j] + hh[j];
-  return bias;
-}
-
-// out += a b, for matrices.
-void add_product(const Tensor& out, const Tensor& a, const Tensor& b) {
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
-}
-
-// [T, N, P]: the state that each step of direction d started from.
-template <class T>
-Tensor hidden_before(const Work& work, const Tensor& y, int64_t d) {
-  const Layer& layer = work.layer;
-  const int64_t steps = layer.steps, N = layer.batch, P = layer.outputs;
-  const std::vector<int64_t>& length = work.schedule.length;
-  Tensor before = new_zeros(work.in.x, {steps, N, P});
-  if (steps > 1) {
-    Tensor later = slice(before, 0, d == 1 ? 0 : 1, steps - 1);
-    copy_(later, slice(slice(y, 0, d == 1 ? 1 : 0, steps - 1), 2, d * P, P));
+// Calls function(T{}, W{}) with the types that are computed in and that the weights have.
+template <class Function>
+auto with_types(ScalarType weights, const Function& function) {
+  switch (weights) {
+    case ScalarType::Double:
+      return function(double{}, double{});
+    case ScalarType::BFloat16:
+      return function(float{}, BFloat16{});
+    case ScalarType::Half:
+      return function(float{}, Half{});
+    default:
+      return function(float{}, float{});
   }
-  const auto row_at = [&](int64_t t, int64_t row) { return pointer<T>(before) + (t * N + row) * P; };
-  for (int64_t row = 0; row < N; ++row)
-    if (length[row] > 0)
-      std::copy_n(pointer<T>(work.in.h0) + (d * N + row) * P, P, row_at(d == 1 ? length[row] - 1 : 0, row));
-  if (const bool* const resets = work.schedule.resets)
-    for (int64_t begin = d; begin < steps; ++begin)  // where a segment begins, the step before it ends one
-      for (int64_t row = 0; row < N; ++row)
-        if (begin < length[row] && resets[begin * N + row]) std::fill_n(row_at(begin - d, row), P, T(0));
-  return before;
 }
 
-// [T, N, D*4H]: the input's share of the gates.
-Tensor input_gates(const Work& work) {
-  const Layer& layer = work.layer;
-  const Tensor weight_ih = stack(layer.of_each_direction(&Layer::weight_ih));
-  return view(matmul(view(work.in.x, {layer.steps * layer.batch, layer.input}), transpose(weight_ih, 0, 1)),
-              {layer.steps, layer.batch, layer.directions * 4 * layer.hidden});
-}
-
-// gates += before W_hh^T in direction d, for all steps at once.
-void add_recurrent_gates(const Work& work, const Tensor& gates, const Tensor& before, int64_t d) {
-  const Layer& layer = work.layer;
-  const int64_t rows = layer.steps * layer.batch, G = 4 * layer.hidden;
-  add_product(slice(view(gates, {rows, layer.directions * G}), 1, d * G, G),
-              view(before, {rows, layer.outputs}), transpose(layer.weight_hh(d), 0, 1));
-}
-
-// Arguments of direction d that no pass has a choice in.
+// [D, 4H]: bias_ih + bias_hh.
 template <class T>
-ForwardArgs<T> forward_args(const Work& work, const Tensor& gates, const std::vector<T>& bias,
-                            const Tensor& workspace, int64_t d) {
+std::vector<T> summed_biases(const Work& work) {
   const Layer& layer = work.layer;
-  const int64_t N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
-  ForwardArgs<T> args{};
-  args.size = work.size;
-  args.rows = work.schedule.rows();
-  args.reverse = d == 1;
-  args.bias = layer.biased ? bias.data() : nullptr;
-  args.h0 = pointer<T>(work.in.h0) + d * N * P;
-  args.c0 = pointer<T>(work.in.c0) + d * N * H;
-  args.gates = pointer<T>(gates) + d * 4 * H;
-  args.gates_stride = D * 4 * H;
-  args.zeros = pointer<T>(work.schedule.zeros);
-  args.workspace = pointer<T>(workspace);
-  return args;
+  if (!layer.biased) return {};
+  const int64_t G = 4 * layer.hidden;
+  std::vector<T> bias(layer.directions * G);
+  for (int64_t d = 0; d < layer.directions; ++d) {
+    const ScalarType type = work.in.x.scalar_type();
+    const Tensor ih = prepare(layer.bias_ih(d), type), hh = prepare(layer.bias_hh(d), type);
+    for (int64_t j = 0; j < G; ++j) bias[d * G + j] = pointer<T>(ih)[j] + pointer<T>(hh)[j];
+  }
+  return bias;
 }
 
 struct ForwardResult {
   Tensor y, h_n, c_n, cell, gates;
 };
 
-template <class T>
-ForwardResult run_forward(const Work& work, bool keep_cells, bool keep_gates) {
+// What a forward pass writes beside its outputs.
+struct Wanted {
+  bool cells, gates;
+  bool rebuild;  // `y` is given, and outputs are not made
+};
+
+template <class T, class W>
+void run_forward(const Work& work, const Wanted& wanted, const ForwardResult& out) {
+  const Layer& layer = work.layer;
+  const int64_t N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions, G = 4 * H;
+  const std::vector<T> biases = summed_biases<T>(work);
+  const std::vector<T> zeros(work.schedule.resets ? std::max(H, P) : 0);
+  const bool packs = work.plan.packs;
+  const int64_t ih_room = packs ? packed_weights(layer.input, H) : 0,
+                hh_room = packs ? packed_weights(P, H) : 0,
+                gates_room = wanted.gates ? 0 : work.plan.chunk * N * G, h_room = layer.projected ? N * H : 0;
+  const int64_t room_of_each = ih_room + hh_room + gates_room + h_room;
+  const Workspace<T> workspace(D * room_of_each);
+  std::array<ForwardArgs<T, W>, 2> directions;
+  for (int64_t d = 0; d < D; ++d) {
+    T* const packed_ih = workspace.data() + d * room_of_each;
+    T *const packed_hh = packed_ih + ih_room, *const room = packed_hh + hh_room;
+    directions[d] = {.size = work.size,
+                     .rows = work.schedule.rows(),
+                     .reverse = d == 1,
+                     .weight_ih = pointer<W>(layer.weight_ih(d)),
+                     .weight_hh = pointer<W>(layer.weight_hh(d)),
+                     .weight_hr = layer.projected ? pointer<W>(layer.weight_hr(d)) : nullptr,
+                     .packed_ih = packs ? packed_ih : nullptr,
+                     .packed_hh = packs ? packed_hh : nullptr,
+                     .bias = layer.biased ? biases.data() + d * G : nullptr,
+                     .x = pointer<T>(work.in.x),
+                     .h0 = pointer<T>(work.in.h0) + d * N * P,
+                     .c0 = pointer<T>(work.in.c0) + d * N * H,
+                     .zeros = zeros.data(),
+                     .gates = wanted.gates ? pointer<T>(out.gates) + d * G : room,
+                     .gates_steps = wanted.gates ? layer.steps : work.plan.chunk,
+                     .gates_stride = wanted.gates ? D * G : G,
+                     .keep_gates = wanted.gates,
+                     .rebuild = wanted.rebuild,
+                     .y = pointer<T>(out.y) + d * P,
+                     .y_stride = D * P,
+                     .h = layer.projected ? room + gates_room : nullptr};
+    ForwardArgs<T, W>& args = directions[d];
+    if (!wanted.rebuild) {
+      args.h_n = pointer<T>(out.h_n) + d * N * P;
+      args.c_n = pointer<T>(out.c_n) + d * N * H;
+    }
+    args.c = wanted.cells ? pointer<T>(out.cell) + d * H : args.c_n;
+    args.c_stride = wanted.cells ? D * H : H;
+    args.c_step = wanted.cells ? N * D * H : 0;
+  }
+  forward(directions.data(), D, work.plan);
+}
+
+void run_forward(const Work& work, const Wanted& wanted, const ForwardResult& out) {
+  with_types(work.layer.weight_ih(0).scalar_type(),
+             [&]<class T, class W>(T, W) { run_forward<T, W>(work, wanted, out); });
+}
+
+ForwardResult forward_result(const Inputs& inputs, bool keep_cells, bool keep_gates) {
+  const Work work(inputs, Pass::forward);
   const Layer& layer = work.layer;
   const Tensor& x = work.in.x;
   const int64_t N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
-
   ForwardResult out;
-  out.gates = input_gates(work);
   out.y = work.new_sequence(D * P);
   out.h_n = new_empty(x, {D, N, P});
   out.c_n = new_empty(x, {D, N, H});
-  out.cell = keep_cells ? work.new_sequence(D * H) : new_empty(x, {0});
-  const Tensor workspace = new_empty(x, {forward_workspace(work.size)});
-
-  for (int64_t d = 0; d < D; ++d) {
-    const std::vector<T> bias = summed_bias<T>(layer, d);
-    ForwardArgs<T> args = forward_args<T>(work, out.gates, bias, workspace, d);
-    if (layer.steps == 1) {
-      // The GEMM library reads W_hh as it stands; packing it would cost more than the step.
-      const Tensor h0 = slice(work.in.h0, 0, d, 1);
-      add_recurrent_gates(work, out.gates, work.in.resets ? hidden_before<T>(work, out.y, d) : h0, d);
-    } else {
-      args.weight_hh = pointer<T>(layer.weight_hh(d));
-    }
-    if (layer.projected) args.weight_hr = pointer<T>(layer.weight_hr(d));
-    args.keep_gates = keep_gates;
-    args.y = pointer<T>(out.y) + d * P;
-    args.y_stride = D * P;
-    args.h_n = pointer<T>(out.h_n) + d * N * P;
-    args.c_n = pointer<T>(out.c_n) + d * N * H;
-    args.c = keep_cells ? pointer<T>(out.cell) + d * H : args.c_n;
-    args.c_stride = keep_cells ? D * H : H;
-    args.c_step = keep_cells ? N * D * H : 0;
-    forward(args, work.threads);
-  }
-  if (!keep_gates) out.gates = new_empty(x, {0});
-  return out;
-}
-
-ForwardResult run_forward(const Inputs& inputs, bool keep_cells, bool keep_gates) {
-  const Work work(inputs);
-  ForwardResult out = work.is_double() ? run_forward<double>(work, keep_cells, keep_gates)
-                                       : run_forward<float>(work, keep_cells, keep_gates);
+  if (keep_cells) out.cell = work.new_sequence(D * H);
+  if (keep_gates) out.gates = work.new_sequence(D * 4 * H);
+  run_forward(work, {keep_cells, keep_gates, false}, out);
   out.y = restore(out.y, inputs.x);
   out.h_n = restore(out.h_n, inputs.x);
   out.c_n = restore(out.c_n, inputs.x);
@@ -210,7 +194,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_inference(const Tensor& x, const Tensor&
                                                   const std::vector<Tensor>& weights,
                                                   const std::optional<Tensor>& lengths,
                                                   const std::optional<Tensor>& resets, bool /*allow_tf32*/) {
-  ForwardResult out = run_forward({x, h0, c0, weights, lengths, resets}, false, false);
+  ForwardResult out = forward_result({x, h0, c0, weights, lengths, resets}, false, false);
   return {out.y, out.h_n, out.c_n};
 }
 
@@ -218,26 +202,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
     const Tensor& x, const Tensor& h0, const Tensor& c0, const std::vector<Tensor>& weights,
     const std::optional<Tensor>& lengths, const std::optional<Tensor>& resets, bool /*allow_tf32*/,
     bool keep_cells, bool keep_gates) {
-  ForwardResult out = run_forward({x, h0, c0, weights, lengths, resets}, keep_cells, keep_gates);
+  ForwardResult out = forward_result({x, h0, c0, weights, lengths, resets}, keep_cells, keep_gates);
+  if (!keep_cells) out.cell = new_empty(out.y, {0}, compute_type(x));
+  if (!keep_gates) out.gates = new_empty(out.y, {0}, compute_type(x));
   return {out.y, out.h_n, out.c_n, out.cell, out.gates};
-}
-
-template <class T>
-std::tuple<Tensor, Tensor> rebuild(const Work& work, const Tensor& y) {
-  const Layer& layer = work.layer;
-  const Tensor gates = input_gates(work), cell = work.new_sequence(layer.directions * layer.hidden);
-  const Tensor workspace = new_empty(y, {forward_workspace(work.size)});
-  for (int64_t d = 0; d < layer.directions; ++d) {
-    add_recurrent_gates(work, gates, hidden_before<T>(work, y, d), d);
-    const std::vector<T> bias = summed_bias<T>(layer, d);
-    ForwardArgs<T> args = forward_args<T>(work, gates, bias, workspace, d);
-    args.keep_gates = true;
-    args.c = pointer<T>(cell) + d * layer.hidden;
-    args.c_stride = layer.directions * layer.hidden;
-    args.c_step = layer.batch * args.c_stride;
-    forward(args, work.threads);
-  }
-  return {cell, gates};
 }
 
 std::tuple<Tensor, Tensor> lstm_rebuild(const Tensor& x, const Tensor& h0, const Tensor& c0,
@@ -245,40 +213,15 @@ std::tuple<Tensor, Tensor> lstm_rebuild(const Tensor& x, const Tensor& h0, const
                                         const std::optional<Tensor>& lengths,
                                         const std::optional<Tensor>& resets, bool /*allow_tf32*/,
                                         const Tensor& y) {
-  const Work work({x, h0, c0, weights, lengths, resets});
+  const Work work({x, h0, c0, weights, lengths, resets}, Pass::forward);
   check_outputs(work.layer, y);
-  const Tensor outputs = prepare(y, work.in.x.scalar_type());
-  return work.is_double() ? rebuild<double>(work, outputs) : rebuild<float>(work, outputs);
-}
-
-// [N, 4H]: the gates' gradient at each row's first step in direction d; zero for a row of no steps and for
-// one that a reset keeps from its first state.
-template <class T>
-Tensor first_gradient(const Work& work, const Tensor& grad_gates, int64_t d) {
-  const Layer& layer = work.layer;
-  const int64_t N = layer.batch, G = 4 * layer.hidden, stride = layer.directions * G;
-  Tensor first = new_zeros(grad_gates, {N, G});
-  for (int64_t row = 0; row < N; ++row) {
-    const int64_t length = work.schedule.length[row];
-    if (length == 0 || (d == 0 && work.schedule.resets && work.schedule.resets[row])) continue;
-    const int64_t t = d == 1 ? length - 1 : 0;
-    std::copy_n(pointer<T>(grad_gates) + (t * N + row) * stride + d * G, G, pointer<T>(first) + row * G);
-  }
-  return first;
-}
-
-// grad^T rows, [G, P], for grad [K, G] and rows [K, P]. A product over all K at once has the rounding error
-// of sums of K terms, where nn.LSTM, which adds up one product per step, has that of sums of N terms: at K =
-// 700 its error was 2.4 times smaller. Up to 128 terms at a time it is at most twice nn.LSTM's, and a product
-// takes a tenth longer.
-Tensor summed_in_parts(const Tensor& grad, const Tensor& rows) {
-  const int64_t K = rows.size(0), part = std::clamp<int64_t>(K / 4, 32, 128), parts = (K + part - 1) / part;
-  Tensor sum = new_zeros(grad, {grad.size(1), rows.size(1)});
-  for (int64_t i = 0; i < parts; ++i) {
-    const int64_t begin = K * i / parts, count = K * (i + 1) / parts - begin;
-    add_product(sum, transpose(slice(grad, 0, begin, count), 0, 1), slice(rows, 0, begin, count));
-  }
-  return sum;
+  const int64_t D = work.layer.directions, H = work.layer.hidden;
+  ForwardResult out;
+  out.y = prepare(y, work.in.x.scalar_type());
+  out.cell = work.new_sequence(D * H);
+  out.gates = work.new_sequence(D * 4 * H);
+  run_forward(work, {true, true, true}, out);
+  return {out.cell, out.gates};
 }
 
 struct BackwardResult {
@@ -290,37 +233,40 @@ template <class T>
 BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved& saved, bool need_x,
                             bool need_h0, const std::vector<int64_t>& need_weights) {
   const Layer& layer = work.layer;
-  const int64_t steps = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs,
-                D = layer.directions;
-  const std::vector<int64_t>& length = work.schedule.length;
-  const Tensor& like = work.in.x;
+  const int64_t N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
+  const Tensor& x = work.in.x;
 
   // What is not needed is returned empty; each a tensor of its own, as outputs of an operator must be.
-  BackwardResult out{new_empty(like, {0}), new_empty(like, {0}), new_empty(like, {D, N, H}), {}};
-  for (size_t i = 0; i < layer.weights.size(); ++i) out.grad_weights.push_back(new_empty(like, {0}));
-  if (need_h0) out.grad_h0 = new_zeros(like, {D, N, P});
-  if (grad.c_n) {
+  const auto gradient_of = [&](const Tensor& tensor, bool needed) {
+    return needed ? new_zeros(tensor, tensor.sizes()) : new_empty(tensor, {0});
+  };
+  BackwardResult out{gradient_of(x, need_x), gradient_of(work.in.h0, need_h0), new_empty(x, {D, N, H}), {}};
+  for (size_t i = 0; i < layer.weights.size(); ++i)
+    out.grad_weights.push_back(gradient_of(layer.weights[i], need_weights[i]));
+  if (grad.c_n)
     copy_(out.grad_c0, *grad.c_n);
-  } else {
+  else
     torch::stable::zero_(out.grad_c0);
-  }
-  const Tensor grad_gates = work.new_sequence(D * 4 * H);
-  const Tensor grad_gates_2d = view(grad_gates, {steps * N, D * 4 * H});
-  const Tensor x_2d = view(work.in.x, {steps * N, layer.input});
-  const Tensor workspace = new_empty(like, {backward_workspace(work.size)});
+  const auto wanted = [](const Tensor& tensor, bool needed) { return needed ? pointer<T>(tensor) : nullptr; };
 
+  const std::vector<T> zeros(4 * H);
+  const Workspace<T> workspace(backward_workspace(work.size, work.plan.chunk, layer.projected));
   for (int64_t d = 0; d < D; ++d) {
-    std::optional<Tensor> grad_p, h;
-    if (layer.projected) {
-      grad_p = work.new_sequence(P);
-      h = work.new_sequence(H);
-    }
+    const int64_t at = layer.first_weight(d), hr = at + layer.weights_per_direction() - 1;
+    const auto weight_gradient = [&](int64_t i) { return wanted(out.grad_weights[i], need_weights[i]); };
+    // Both biases have the same gradient: formed for one, copied for the other.
+    const int64_t bias = layer.biased ? at + (need_weights[at + 2] ? 2 : 3) : -1;
     backward<T>({.size = work.size,
                  .rows = work.schedule.rows(),
                  .reverse = d == 1,
-                 .weight_hh = steps == 1 ? nullptr : pointer<T>(layer.weight_hh(d)),
+                 .weight_ih = pointer<T>(layer.weight_ih(d)),
+                 .weight_hh = pointer<T>(layer.weight_hh(d)),
                  .weight_hr = layer.projected ? pointer<T>(layer.weight_hr(d)) : nullptr,
+                 .x = pointer<T>(x),
+                 .h0 = pointer<T>(work.in.h0) + d * N * P,
                  .c0 = pointer<T>(work.in.c0) + d * N * H,
+                 .zeros = zeros.data(),
+                 .y = pointer<T>(saved.y) + d * P,
                  .gates = pointer<T>(saved.gates) + d * 4 * H,
                  .c = pointer<T>(saved.cell) + d * H,
                  .grad_y = grad.y ? pointer<T>(grad.y) + d * P : nullptr,
@@ -329,38 +275,21 @@ BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved&
                  .gates_stride = D * 4 * H,
                  .y_stride = D * P,
                  .c_stride = D * H,
-                 .grad_gates = pointer<T>(grad_gates) + d * 4 * H,
                  .grad_c0 = pointer<T>(out.grad_c0) + d * N * H,
-                 .grad_p = pointer<T>(grad_p),
-                 .h = pointer<T>(h),
-                 .zeros = pointer<T>(work.schedule.zeros),
-                 .workspace = pointer<T>(workspace)},
-                work.threads);
-
-    const Tensor of_direction = slice(grad_gates_2d, 1, d * 4 * H, 4 * H);
-    if (need_h0) {
-      add_product(select(out.grad_h0, 0, d), first_gradient<T>(work, grad_gates, d), layer.weight_hh(d));
-      for (int64_t row = d * N; grad.h_n && row < (d + 1) * N; ++row) {
-        if (length[row % N] > 0) continue;  // a row of no steps hands its state through
+                 .grad_x = wanted(out.grad_x, need_x),
+                 .grad_h0 = need_h0 ? pointer<T>(out.grad_h0) + d * N * P : nullptr,
+                 .grad_weight_ih = weight_gradient(at),
+                 .grad_weight_hh = weight_gradient(at + 1),
+                 .grad_weight_hr = layer.projected ? weight_gradient(hr) : nullptr,
+                 .grad_bias = layer.biased ? weight_gradient(bias) : nullptr,
+                 .workspace = workspace.data()},
+                work.plan);
+    if (layer.biased && need_weights[at + 2] && need_weights[at + 3])
+      copy_(out.grad_weights[at + 3], out.grad_weights[at + 2]);
+    for (int64_t row = d * N; need_h0 && grad.h_n && row < (d + 1) * N; ++row)
+      if (work.schedule.length[row % N] == 0)  // a row of no steps hands its state through
         std::copy_n(pointer<T>(grad.h_n) + row * P, P, pointer<T>(out.grad_h0) + row * P);
-      }
-    }
-    const int64_t at = layer.first_weight(d);
-    if (need_weights[at]) out.grad_weights[at] = matmul(transpose(of_direction, 0, 1), x_2d);
-    if (need_weights[at + 1]) {
-      const Tensor before = hidden_before<T>(work, saved.y, d);
-      out.grad_weights[at + 1] = summed_in_parts(of_direction, view(before, {steps * N, P}));
-    }
-    for (int64_t bias = at + 2; layer.biased && bias < at + 4; ++bias)
-      if (need_weights[bias])
-        out.grad_weights[bias] = torch::stable::sum(of_direction, std::vector<int64_t>{0});
-    const int64_t hr = at + layer.weights_per_direction() - 1;
-    if (layer.projected && need_weights[hr])
-      out.grad_weights[hr] = summed_in_parts(view(*grad_p, {steps * N, P}), view(*h, {steps * N, H}));
   }
-  if (need_x)
-    out.grad_x = view(matmul(grad_gates_2d, stack(layer.of_each_direction(&Layer::weight_ih))),
-                      {steps, N, layer.input});
   return out;
 }
 
@@ -371,13 +300,13 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
     const std::optional<Tensor>& lengths, const std::optional<Tensor>& resets, bool /*allow_tf32*/,
     const Tensor& y, const Tensor& cell, const Tensor& gates, bool need_x, bool need_h0,
     const std::vector<int64_t>& need_weights) {
-  const Work work({x, h0, c0, weights, lengths, resets});
+  const Work work({x, h0, c0, weights, lengths, resets}, Pass::backward);
   check_backward(work.layer, {grad_y, grad_h_n, grad_c_n, grad_cell}, {y, cell, gates}, need_weights);
   const ScalarType type = work.in.x.scalar_type();
   const Saved saved{prepare(y, type), prepare(cell, type), prepare(gates, type)};
   const Incoming grad{prepare(grad_y, type), prepare(grad_h_n, type), prepare(grad_c_n, type),
                       prepare(grad_cell, type)};
-  BackwardResult out = work.is_double()
+  BackwardResult out = type == ScalarType::Double
                            ? run_backward<double>(work, grad, saved, need_x, need_h0, need_weights)
                            : run_backward<float>(work, grad, saved, need_x, need_h0, need_weights);
   for (Tensor& weight : out.grad_weights) weight = restore(weight, x);

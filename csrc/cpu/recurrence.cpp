@@ -1,124 +1,95 @@
-// Threads: how a step is divided among them, and where they wait for each other.
+// Threads: how a pass is divided among them, and where they wait for each other.
 #include "recurrence.h"
 
-#include <omp.h>
-
 #include <algorithm>
-#include <cstdlib>
-#include <stdexcept>
-#include <string>
+#include <numeric>
 #include <vector>
 
-#include "kernel.h"
+#include "isa.h"
+#include "team.h"
 
 namespace fusedlstm::cpu {
 namespace {
-
-// The best instruction set of this processor, or the one that FUSEDLSTM_ISA names.
-template <class T>
-const Kernel<T>& choose_kernel() {
-  std::vector<const Kernel<T>*> usable;  // best first
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    usable.push_back(&kernel_avx512<T>());
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) usable.push_back(&kernel_avx2<T>());
-#endif
-  usable.push_back(&kernel_plain<T>());
-  const char* wanted = std::getenv("FUSEDLSTM_ISA");
-  if (wanted == nullptr) return *usable.front();
-  std::string names;
-  for (const Kernel<T>* kernel : usable) {
-    if (std::string(wanted) == kernel->instruction_set) return *kernel;
-    names += (names.empty() ? "" : ", ") + std::string(kernel->instruction_set);
-  }
-  throw std::runtime_error("FUSEDLSTM_ISA must be one this processor has (" + names + "), got " + wanted);
-}
-
-template <class T>
-const Kernel<T>& kernel() {
-  static const Kernel<T>& chosen = choose_kernel<T>();
-  return chosen;
-}
 
 int64_t blocks(int64_t n, int64_t per_block) {
   return (n + per_block - 1) / per_block;
 }
 
-// Threads form a grid: `columns` groups share the units, `rows` groups share the batch. Only threads that
-// share a row's units ever wait for each other, so a grid of one column needs no barrier.
-struct Grid {
-  int64_t columns, rows;
+// The plan for as many threads as came; a smaller team than was planned for shares the units.
+Plan for_team(const Plan& plan, int64_t team) {
+  return team == plan.threads() ? plan : Plan{1, team, 1, plan.chunk, plan.packs};
+}
 
-  Share share(int64_t thread, int64_t block_count) const {
-    const int64_t column = thread % columns;
-    return {block_count * column / columns, block_count * (column + 1) / columns, thread / columns, rows};
+// A thread's place: which direction's group it is in, and which row and column of the group's grid.
+struct Member {
+  Plan plan;
+  int64_t group, row, column;
+
+  Member(const Plan& plan, int64_t index)
+      : plan(plan),
+        group(index / (plan.columns * plan.rows)),
+        row(index / plan.columns % plan.rows),
+        column(index % plan.columns) {}
+
+  Share share(int64_t block_count) const {
+    return {block_count * column / plan.columns, block_count * (column + 1) / plan.columns, row, plan.rows};
   }
+  // Of a group's members, which one, of how many.
+  int64_t in_group() const { return row * plan.columns + column; }
+  int64_t group_size() const { return plan.rows * plan.columns; }
 };
 
-// A slice of the weights that a core's own cache holds for the whole sequence; most have 512 KiB to 2 MiB.
-constexpr int64_t kCacheBytes = 512 * 1024;
+// Where members meet: those of a group, and those who share rows.
+class Barriers {
+ public:
+  explicit Barriers(const Plan& plan) : barriers_(2 * plan.threads()) {}
 
-Grid make_grid(int64_t threads, int64_t batch, int64_t weight_bytes) {
-  if (weight_bytes > kCacheBytes) return {threads, 1};
-  // Rows that end together balance best; what does not divide evenly is shared by units.
-  int64_t rows = threads;
-  while (rows > 1 && (threads % rows != 0 || batch < 2 * rows)) --rows;
-  return {threads / rows, rows};
-}
-
-// A step of fewer multiplications takes less than waking a team and waiting for it.
-constexpr int64_t kParallelWork = 1 << 15;
-
-int64_t useful_threads(const Sizes& s, int64_t threads) {
-  return s.batch * s.hidden * s.outputs * 4 < kParallelWork ? 1 : std::min(threads, s.hidden);
-}
-
-void barrier(const Grid& grid) {
-  if (grid.columns > 1) {
-#pragma omp barrier
+  void meet_group(const Member& m) { barriers_[m.group].wait(m.group_size()); }
+  void meet_columns(const Member& m) {
+    barriers_[m.plan.threads() + m.group * m.plan.rows + m.row].wait(m.plan.columns);
   }
+
+ private:
+  std::vector<Barrier> barriers_;
+};
+
+// An equal part of n for one of `members`.
+Chunk part(int64_t n, int64_t member, int64_t members) {
+  return {n * member / members, n * (member + 1) / members};
 }
 
-}  // namespace
-
-template <class T>
-void forward(const ForwardArgs<T>& args, int threads) {
+template <class T, class W>
+void forward_direction(const Kernel<T, W>& k, const ForwardArgs<T, W>& args, const Member& member,
+                       Barriers& barriers) {
   const Sizes& s = args.size;
-  const Kernel<T>& k = kernel<T>();
-  const int64_t unit_blocks = blocks(s.hidden, k.units_per_block);
-  const int64_t column_blocks = blocks(s.outputs, k.columns_per_block);
-  T* const packed_hh = args.workspace;
-  T* const packed_hr = packed_hh + 4 * padded(s.hidden) * s.outputs;
-  T* const scratch_h = packed_hr + padded(s.outputs) * s.hidden;
-  const int64_t wanted = useful_threads(s, threads);
-
-#pragma omp parallel num_threads(wanted) if (wanted > 1)
-  {
-    const int64_t team = omp_get_num_threads(), thread = omp_get_thread_num();
-    const Grid grid = make_grid(team, s.batch, 4 * s.hidden * s.outputs * sizeof(T));
-    const Grid packing{team, 1};
-    if (args.weight_hh) k.pack_gates(args, packing.share(thread, unit_blocks), packed_hh);
-    if (args.weight_hr)
-      k.pack_rows(args.weight_hr, s.outputs, s.hidden, packing.share(thread, column_blocks), packed_hr);
-#pragma omp barrier
-
-    const Share units = grid.share(thread, unit_blocks), columns = grid.share(thread, column_blocks);
-    for (int64_t step = 0; step < s.steps; ++step) {
-      const int64_t t = args.reverse ? s.steps - 1 - step : step;
-      if (args.weight_hr) {
-        k.forward_step(args, t, units, packed_hh, scratch_h, s.hidden);
-        barrier(grid);
-        k.project(args, t, columns, packed_hr, scratch_h);
-      } else {
-        T* const h = args.y ? args.y + t * s.batch * args.y_stride : nullptr;
-        k.forward_step(args, t, units, packed_hh, h, args.y_stride);
-      }
-      if (args.weight_hh) barrier(grid);
-    }
+  const int64_t unit_blocks = blocks(s.hidden, k.lanes);
+  if (args.packed_ih) {
+    const Chunk own = part(unit_blocks, member.in_group(), member.group_size());
+    k.pack_gates(args.weight_ih, s.hidden, s.input, own.begin, own.end, args.packed_ih);
+    k.pack_gates(args.weight_hh, s.hidden, s.outputs, own.begin, own.end, args.packed_hh);
+    barriers.meet_group(member);
   }
-  if (!args.h_n) return;
+  const Share units = member.share(unit_blocks), columns = member.share(blocks(s.outputs, k.lanes));
+  for (int64_t step = 0; step < s.steps; ++step) {
+    const int64_t t = args.reverse ? s.steps - 1 - step : step;
+    if (step % member.plan.chunk == 0) {
+      const int64_t count = std::min(member.plan.chunk, s.steps - step);
+      k.input_gates(args, args.reverse ? Chunk{t + 1 - count, t + 1} : Chunk{t, t + count}, units);
+    }
+    k.forward_step(args, t, units);
+    if (args.rebuild) continue;  // y is known, and cells are each thread's own
+    if (args.weight_hr) {
+      barriers.meet_columns(member);
+      k.project(args, t, columns);
+    }
+    barriers.meet_columns(member);
+  }
+}
 
+// The states after each row's last step, which are h0 and c0 for a row of no steps.
+template <class T, class W>
+void last_states(const ForwardArgs<T, W>& args) {
+  const Sizes& s = args.size;
   for (int64_t row = 0; row < s.batch; ++row) {
     const int64_t length = args.rows.length[row], last = args.reverse ? 0 : length - 1;
     const T* const h = length ? args.y + (last * s.batch + row) * args.y_stride : args.h0 + row * s.outputs;
@@ -128,49 +99,242 @@ void forward(const ForwardArgs<T>& args, int threads) {
   }
 }
 
+// out[column, i] = rows[i][column] for columns [begin, end).
 template <class T>
-void backward(const BackwardArgs<T>& args, int threads) {
-  const Sizes& s = args.size;
-  const Kernel<T>& k = kernel<T>();
-  const bool projected = args.weight_hr != nullptr;
-  const int64_t unit_blocks = blocks(s.hidden, k.columns_per_block);
-  const int64_t column_blocks = blocks(s.outputs, k.columns_per_block);
-  T* const packed_hh = args.workspace;
-  T* const packed_hr = packed_hh + 4 * s.hidden * padded(s.outputs);
-  const int64_t wanted = useful_threads(s, threads);
+void transpose(const std::vector<const T*>& rows, int64_t begin, int64_t end, T* out, int64_t out_stride) {
+  constexpr int64_t kBlock = 16;  // a cache line of floats each way
+  const int64_t count = static_cast<int64_t>(rows.size());
+  for (int64_t c = begin; c < end; ++c)
+    std::fill(out + c * out_stride + count, out + (c + 1) * out_stride, T(0));
+  for (int64_t i = 0; i < count; i += kBlock)
+    for (int64_t column = begin; column < end; column += kBlock)
+      for (int64_t c = column; c < std::min(column + kBlock, end); ++c)
+        for (int64_t r = i; r < std::min(i + kBlock, count); ++r) out[c * out_stride + r] = rows[r][c];
+}
 
-#pragma omp parallel num_threads(wanted) if (wanted > 1)
-  {
-    const int64_t team = omp_get_num_threads(), thread = omp_get_thread_num();
-    const Grid grid = make_grid(team, s.batch, 4 * s.hidden * s.outputs * sizeof(T));
-    const Grid packing{team, 1};
-    if (args.weight_hh)
-      k.pack_columns(args.weight_hh, 4 * s.hidden, s.outputs, packing.share(thread, column_blocks),
-                     packed_hh);
-    if (projected)
-      k.pack_columns(args.weight_hr, s.outputs, s.hidden, packing.share(thread, unit_blocks), packed_hr);
-#pragma omp barrier
+// Pointers to dense rows.
+template <class T>
+std::vector<const T*> dense(const T* first, int64_t count, int64_t stride) {
+  std::vector<const T*> rows(count);
+  for (int64_t r = 0; r < count; ++r) rows[r] = first + r * stride;
+  return rows;
+}
 
-    const Share units = grid.share(thread, unit_blocks), columns = grid.share(thread, column_blocks);
-    for (int64_t step = 0; step < s.steps; ++step) {
-      const int64_t t = args.reverse ? step : s.steps - 1 - step;
-      if (projected) {
-        k.backward_project(args, t, columns, packed_hh);
-        barrier(grid);
+// Whole vectors of every instruction set.
+int64_t padded(int64_t n) {
+  return (n + 15) / 16 * 16;
+}
+
+// Elements of a matrix in panels, whatever the instruction set.
+int64_t panels(int64_t depth, int64_t columns) {
+  return depth * ((columns + 63) / 64 * 64);
+}
+
+// Places the parts of BackwardWork one after another; the end of the last is how many elements they take.
+template <class T>
+BackwardWork<T> lay_out(const Sizes& s, int64_t chunk, bool projected, T* memory, int64_t* total) {
+  const int64_t N = s.batch, H = s.hidden, P = s.outputs, G = 4 * H, terms = chunk * N, p = projected ? P : 0;
+  int64_t used = 0;
+  const auto take = [&](int64_t count) {
+    T* const begin = memory + used;
+    used += padded(count);
+    return begin;
+  };
+  BackwardWork<T> work{.panels_ih = take(panels(G, s.input)),
+                       .panels_hh = take(panels(G, P)),
+                       .panels_hr = take(panels(p, H)),
+                       .after = take(N * G),
+                       .first = take(N * G),
+                       .grad_gates = take(terms * G),
+                       .grad_p = take(terms * p),
+                       .h = take(projected ? terms * H : 0),
+                       .grad_gates_t = take(terms * G),
+                       .grad_p_t = take(terms * p),
+                       .panels_x = take(panels(terms, s.input)),
+                       .panels_before = take(panels(terms, P)),
+                       .panels_h = take(projected ? panels(terms, H) : 0)};
+  *total = used;
+  return work;
+}
+
+// The state before step t of each row of the chunk.
+template <class T>
+std::vector<const T*> states_before(const BackwardArgs<T>& args, const Chunk& chunk) {
+  const int64_t N = args.size.batch, P = args.size.outputs;
+  std::vector<const T*> before;
+  before.reserve((chunk.end - chunk.begin) * N);
+  for (int64_t t = chunk.begin; t < chunk.end; ++t)
+    for (int64_t row = 0; row < N; ++row) {
+      const int64_t length = args.rows.length[row], begin = args.reverse ? t + 1 : t;
+      const bool enters = args.rows.resets && begin < length && args.rows.resets[begin * N + row];
+      if (t >= length || enters)
+        before.push_back(args.zeros);
+      else if (t == (args.reverse ? length - 1 : 0))
+        before.push_back(args.h0 + row * P);
+      else
+        before.push_back(args.y + ((args.reverse ? t + 1 : t - 1) * N + row) * args.y_stride);
+    }
+  return before;
+}
+
+// What one member does of a backward pass.
+template <class T>
+class BackwardMember {
+ public:
+  BackwardMember(const Kernel<T, T>& k, const BackwardArgs<T>& args, const Member& member, Barriers& barriers)
+      : k_(k), args_(args), s_(args.size), member_(member), barriers_(barriers) {
+    int64_t unused;
+    work_ = lay_out(s_, member.plan.chunk, args.weight_hr != nullptr, args.workspace, &unused);
+  }
+
+  void run() {
+    pack_weights();
+    const Chunk rows = own(s_.batch);
+    std::fill(work_.first + rows.begin * G(), work_.first + rows.end * G(), T(0));
+    barriers_.meet_group(member_);
+    for (int64_t done = 0; done < s_.steps; done += member_.plan.chunk) {
+      const int64_t count = std::min(member_.plan.chunk, s_.steps - done);
+      const Chunk chunk =
+          args_.reverse ? Chunk{done, done + count} : Chunk{s_.steps - done - count, s_.steps - done};
+      recur(chunk);
+      barriers_.meet_group(member_);
+      gradient_of_input(chunk);
+      arrange_factors(chunk);
+      barriers_.meet_group(member_);
+      gradients_of_weights(chunk);
+    }
+    if (args_.grad_h0)
+      k_.add_product(work_.first + rows.begin * G(), G(), rows.end - rows.begin, work_.panels_hh, s_.outputs,
+                     G(), args_.grad_h0 + rows.begin * s_.outputs, s_.outputs);
+  }
+
+ private:
+  int64_t G() const { return 4 * s_.hidden; }
+  Chunk own(int64_t n) const { return part(n, member_.in_group(), member_.group_size()); }
+
+  void pack(const std::vector<const T*>& rows, int64_t columns, T* panels) {
+    const Chunk mine = own(blocks(columns, k_.panel_columns));
+    k_.pack_panels(rows.data(), static_cast<int64_t>(rows.size()), columns, mine.begin, mine.end, panels);
+  }
+
+  void pack_weights() {
+    if (args_.grad_x) pack(dense(args_.weight_ih, G(), s_.input), s_.input, work_.panels_ih);
+    if (args_.grad_h0 || s_.steps > 1)
+      pack(dense(args_.weight_hh, G(), s_.outputs), s_.outputs, work_.panels_hh);
+    if (args_.weight_hr) pack(dense(args_.weight_hr, s_.outputs, s_.hidden), s_.hidden, work_.panels_hr);
+  }
+
+  void recur(const Chunk& chunk) {
+    const Share units = member_.share(blocks(s_.hidden, k_.panel_columns));
+    const Share columns = member_.share(blocks(s_.outputs, k_.panel_columns));
+    for (int64_t step = chunk.begin; step < chunk.end; ++step) {
+      const int64_t t = args_.reverse ? step : chunk.begin + chunk.end - 1 - step;
+      if (args_.weight_hr) {
+        k_.backward_project(args_, work_, chunk, t, columns);
+        barriers_.meet_columns(member_);
       }
-      k.backward_step(args, t, units, projected ? packed_hr : packed_hh);
-      barrier(grid);
+      k_.backward_step(args_, work_, chunk, t, units);
+      barriers_.meet_columns(member_);
     }
   }
+
+  void gradient_of_input(const Chunk& chunk) {
+    const int64_t N = s_.batch, edge = args_.reverse ? chunk.end - 1 : chunk.begin;
+    const T* const last = work_.grad_gates + (edge - chunk.begin) * N * G();
+    const Chunk rows = own(N);
+    std::copy(last + rows.begin * G(), last + rows.end * G(), work_.after + rows.begin * G());
+    if (!args_.grad_x) return;
+    const Chunk mine = own((chunk.end - chunk.begin) * N);
+    k_.add_product(work_.grad_gates + mine.begin * G(), G(), mine.end - mine.begin, work_.panels_ih, s_.input,
+                   G(), args_.grad_x + (chunk.begin * N + mine.begin) * s_.input, s_.input);
+  }
+
+  // Both factors of the weights' gradients: sums run over the rows of the chunk.
+  void arrange_factors(const Chunk& chunk) {
+    const int64_t N = s_.batch, H = s_.hidden, P = s_.outputs, terms = (chunk.end - chunk.begin) * N;
+    const auto turn = [&](const T* rows, int64_t columns, T* out) {
+      const Chunk mine = own(columns);
+      transpose(dense(rows, terms, columns), mine.begin, mine.end, out, terms);
+    };
+    if (args_.grad_weight_ih || args_.grad_weight_hh || args_.grad_bias)
+      turn(work_.grad_gates, G(), work_.grad_gates_t);
+    if (args_.grad_weight_ih)
+      pack(dense(args_.x + chunk.begin * N * s_.input, terms, s_.input), s_.input, work_.panels_x);
+    if (args_.grad_weight_hh) pack(states_before(args_, chunk), P, work_.panels_before);
+    if (args_.grad_weight_hr) {
+      turn(work_.grad_p, P, work_.grad_p_t);
+      pack(dense<T>(work_.h, terms, H), H, work_.panels_h);
+    }
+  }
+
+  void gradients_of_weights(const Chunk& chunk) {
+    const int64_t terms = (chunk.end - chunk.begin) * s_.batch;
+    const auto add = [&](const T* grad, int64_t rows, const T* factor, int64_t columns, T* out) {
+      const Chunk mine = own(rows);
+      if (out)
+        k_.add_product(grad + mine.begin * terms, terms, mine.end - mine.begin, factor, columns, terms,
+                       out + mine.begin * columns, columns);
+    };
+    add(work_.grad_gates_t, G(), work_.panels_x, s_.input, args_.grad_weight_ih);
+    add(work_.grad_gates_t, G(), work_.panels_before, s_.outputs, args_.grad_weight_hh);
+    add(work_.grad_p_t, s_.outputs, work_.panels_h, s_.hidden, args_.grad_weight_hr);
+    const Chunk mine = own(G());
+    for (int64_t j = mine.begin; args_.grad_bias && j < mine.end; ++j) {
+      const T* const grads = work_.grad_gates_t + j * terms;
+      T sums[8] = {};  // of fewer terms each: less rounding
+      for (int64_t i = 0; i < terms; ++i) sums[i % 8] += grads[i];
+      args_.grad_bias[j] += std::accumulate(sums, sums + 8, T(0));
+    }
+  }
+
+  const Kernel<T, T>& k_;
+  const BackwardArgs<T>& args_;
+  const Sizes& s_;
+  const Member member_;
+  Barriers& barriers_;
+  BackwardWork<T> work_;
+};
+
+}  // namespace
+
+int64_t packed_weights(int64_t depth, int64_t hidden) {
+  return panels(depth, 4 * ((hidden + 15) / 16 * 16));
 }
 
-template void forward(const ForwardArgs<float>&, int);
-template void forward(const ForwardArgs<double>&, int);
-template void backward(const BackwardArgs<float>&, int);
-template void backward(const BackwardArgs<double>&, int);
-
-const char* instruction_set() {
-  return kernel<float>().instruction_set;
+int64_t backward_workspace(const Sizes& size, int64_t chunk, bool projected) {
+  int64_t total;
+  lay_out<float>(size, chunk, projected, nullptr, &total);
+  return total;
 }
+
+template <class T, class W>
+void forward(const ForwardArgs<T, W>* directions, int64_t count, const Plan& planned) {
+  const Kernel<T, W>& k = kernel<T, W>();
+  Barriers barriers(planned);
+  run_team(planned.threads(), [&](int64_t index, int64_t team) {
+    const Plan plan = for_team(planned, team);
+    const Member member(plan, index);
+    for (int64_t d = member.group; d < count; d += plan.groups)
+      forward_direction(k, directions[d], member, barriers);
+  });
+  for (int64_t d = 0; d < count; ++d)
+    if (!directions[d].rebuild) last_states(directions[d]);
+}
+
+template <class T>
+void backward(const BackwardArgs<T>& args, const Plan& planned) {
+  const Kernel<T, T>& k = kernel<T, T>();
+  Barriers barriers(planned);
+  run_team(planned.threads(), [&](int64_t index, int64_t team) {
+    BackwardMember<T>(k, args, Member(for_team(planned, team), index), barriers).run();
+  });
+}
+
+template void forward(const ForwardArgs<double, double>*, int64_t, const Plan&);
+template void forward(const ForwardArgs<float, float>*, int64_t, const Plan&);
+template void forward(const ForwardArgs<float, BFloat16>*, int64_t, const Plan&);
+template void forward(const ForwardArgs<float, Half>*, int64_t, const Plan&);
+template void backward(const BackwardArgs<float>&, const Plan&);
+template void backward(const BackwardArgs<double>&, const Plan&);
 
 }  // namespace fusedlstm::cpu

@@ -1,13 +1,25 @@
-// The sequential part of one direction of one LSTM layer on the CPU: what it reads, what it writes.
+// One layer on the CPU, from pointers: what the passes read and write. Every direction has arguments of its
+// own.
 //
-// Sizes: T steps, N rows of the batch, H hidden units, P outputs of a step (P = H without a projection).
-// Every tensor is row-major; a "row stride" counts elements from one row of the batch to the next, and one
-// step is N rows further. Gates are ordered i, f, g, o.
+// Sizes: T steps, N rows of the batch, I features, H hidden units, P outputs of a step (P = H without a
+// projection). Every tensor is row-major; a "row stride" counts elements from one row of the batch to the
+// next, and one step is N rows further. Gates are ordered i, f, g, o. T is the type that is computed in, W
+// that of the weights.
 #pragma once
 
 #include <cstdint>
 
+#include "plan.h"
+
 namespace fusedlstm::cpu {
+
+// Formats of storage, widened when they are read.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
 
 // Which rows take part in which step. Rows are visited longest first, so the active ones are always a prefix.
 struct Rows {
@@ -18,31 +30,38 @@ struct Rows {
 };
 
 struct Sizes {
-  int64_t steps, batch, hidden, outputs;  // T, N, H, P
+  int64_t steps, batch, input, hidden, outputs;  // T, N, I, H, P
 };
 
-template <class T>
+template <class T, class W>
 struct ForwardArgs {
   Sizes size;
   Rows rows;
-  bool reverse;          // walk each row from its last step to its first
-  const T* weight_hh;    // [4H, P]   null: its products with the states before each step are in `gates`
-  const T* weight_hr;    // [P, H]    null: no projection
-  const T* bias;         // [4H]      may be null
-  const T* h0;           // [N, P]
-  const T* c0;           // [N, H]
-  T* gates;              // [T, N, 4H] holds x W_ih^T; with keep_gates, replaced by the activated gates
-  int64_t gates_stride;  //            row stride
+  bool reverse;        // walk each row from its last step to its first
+  const W* weight_ih;  // [4H, I]
+  const W* weight_hh;  // [4H, P]
+  const W* weight_hr;  // [P, H]    null: no projection
+  T* packed_ih;        // room for packed_weights(I, H) elements; null: weights are read as they are
+  T* packed_hh;        //                        (P, H)
+  const T* bias;       // [4H]      may be null
+  const T* x;          // [T, N, I]
+  const T* h0;         // [N, P]
+  const T* c0;         // [N, H]
+  const T* zeros;      // [max(H, P)] the state that a segment begins from; may be null without resets
+  T* gates;  // [gates_steps, N, 4H]  step t is at t % gates_steps; the activated gates are left with
+             // keep_gates
+  int64_t gates_steps;   //          T, or the plan's chunk
+  int64_t gates_stride;  //          row stride
   bool keep_gates;
-  T* y;  // [T, N, P]  written for the active rows of a step; null: not wanted, nor are h_n and c_n
+  bool rebuild;      // y is given and not written: gates and cells alone are wanted
+  T* y;              // [T, N, P]  written for the active rows of a step
   int64_t y_stride;  //            row stride
   T* c;              // [T, N, H]  written; [N, H], overwritten step by step, when c_step is 0
   int64_t c_stride;  //            row stride
   int64_t c_step;    //            elements from a step to the next
-  T* h_n;            // [N, P]     written: the state after each row's last step
-  T* c_n;            // [N, H]     written; may be `c` when c_step is 0
-  const T* zeros;    // [H]        the state that a segment begins from; may be null without resets
-  T* workspace;      // forward_workspace(size) elements
+  T* h;              // [N, H]     room for one step's state before its projection; null without one
+  T* h_n;            // [N, P]     written: the state after each row's last step; null with rebuild
+  T* c_n;            // [N, H]     written; may be `c` when c_step is 0; null with rebuild
 };
 
 template <class T>
@@ -50,43 +69,45 @@ struct BackwardArgs {
   Sizes size;
   Rows rows;
   bool reverse;
-  const T* weight_hh;    // [4H, P]   null when T = 1: nothing flows from step to step
+  const T* weight_ih;    // [4H, I]
+  const T* weight_hh;    // [4H, P]
   const T* weight_hr;    // [P, H]    null: no projection
+  const T* x;            // [T, N, I]
+  const T* h0;           // [N, P]
   const T* c0;           // [N, H]
+  const T* zeros;        // [4H]
+  const T* y;            // [T, N, P]
   const T* gates;        // [T, N, 4H] activated
   const T* c;            // [T, N, H]
   const T* grad_y;       // [T, N, P]  may be null (zero)
   const T* grad_c;       // [T, N, H]  may be null (zero): gradient of every cell state
   const T* grad_h_n;     // [N, P]     may be null (zero)
-  int64_t gates_stride;  // row strides: gates and grad_gates
-  int64_t y_stride;      //              grad_y
+  int64_t gates_stride;  // row strides: gates
+  int64_t y_stride;      //              y and grad_y
   int64_t c_stride;      //              c and grad_c
-  T* grad_gates;         // [T, N, 4H] written for the active rows of a step, zero elsewhere on entry
-  T* grad_c0;            // [N, H]     holds the gradient of c_n; replaced by that of c0
-  T* grad_p;             // [T, N, P]  written: gradient of the projected state; null without a projection
-  T* h;                  // [T, N, H]  written: the state before its projection; null without a projection
-  const T* zeros;        // [4H]       may be null without resets
-  T* workspace;          // backward_workspace(size) elements
+  // Results; what is null is not wanted. Those of the weights, of the input and of h0 are added to what is
+  // there.
+  T* grad_c0;  // [N, H]     holds the gradient of c_n on entry
+  T* grad_x;   // [T, N, I]
+  T* grad_h0;  // [N, P]
+  T* grad_weight_ih;
+  T* grad_weight_hh;
+  T* grad_weight_hr;
+  T* grad_bias;  // [4H]
+  T* workspace;  // backward_workspace(size, plan) elements
 };
 
-// Room for the packed weights, and for one step's state before its projection.
-inline int64_t padded(int64_t n) {
-  return (n + 31) / 32 * 32;
-}
-inline int64_t forward_workspace(const Sizes& s) {
-  return 4 * padded(s.hidden) * s.outputs + padded(s.outputs) * s.hidden + s.batch * s.hidden;
-}
-inline int64_t backward_workspace(const Sizes& s) {
-  return 4 * s.hidden * padded(s.outputs) + s.outputs * padded(s.hidden);
-}
+// Elements of W_ih or W_hh when packed, and what backward needs beside its arguments.
+int64_t packed_weights(int64_t depth, int64_t hidden);
+int64_t backward_workspace(const Sizes& size, int64_t chunk, bool projected);
 
-// Both run on at most `threads` threads and return the same bits for any number of them.
+// Both return the same bits for any number of threads. `directions` has `count` of them, of the same sizes.
+template <class T, class W>
+void forward(const ForwardArgs<T, W>* directions, int64_t count, const Plan& plan);
 template <class T>
-void forward(const ForwardArgs<T>& args, int threads);
-template <class T>
-void backward(const BackwardArgs<T>& args, int threads);
+void backward(const BackwardArgs<T>& args, const Plan& plan);
 
-// Name of the instruction set that forward and backward use on this processor.
+// Name of the instruction set that the kernels use on this processor.
 const char* instruction_set();
 
 }  // namespace fusedlstm::cpu

@@ -66,6 +66,110 @@ FUSEDLSTM_HOST_DEVICE void store(T* p, Vec<T> v, int64_t n) {
   for (int64_t j = 0; j < n; ++j) p[j] = v[j];
 }
 
+// Lanes of a float vector from as many 16-bit numbers of IEEE 754, where the processor has no instruction for
+// it.
+FUSEDLSTM_HOST_DEVICE Vec<float> widen_half_bits(const Half* p) {
+  using Bits = Lanes<float>::Bits;
+  typedef uint16_t Stored __attribute__((vector_size(kVectorBytes / 2)));
+  Stored stored;
+  std::memcpy(&stored, p, sizeof stored);
+  const Bits bits = __builtin_convertvector(stored, Bits), magnitude = (bits & 0x7fff) << 13;
+  const Bits normal = magnitude + ((127 - 15) << 23);
+  const Bits infinite = normal + ((128 - 16) << 23);
+  const Bits tiny = (Bits)((Vec<float>)(magnitude + ((127 - 14) << 23)) - 0x1p-14f);
+  const Bits widened = magnitude >= (31 << 23) ? infinite : magnitude < (1 << 23) ? tiny : normal;
+  return (Vec<float>)(widened | ((bits & 0x8000) << 16));
+}
+
+// The last n lanes, 0 < n < kLanes; the others become zero, whatever they held.
+template <class T>
+FUSEDLSTM_HOST_DEVICE Vec<T> last_lanes(Vec<T> v, int64_t n) {
+  using Bits = typename Lanes<T>::Bits;
+  static constexpr auto masks = [] {
+    struct {
+      std::remove_reference_t<decltype(Bits{}[0])> lane[2 * kLanes<T>];
+    } table{};
+    for (int64_t j = kLanes<T>; j < 2 * kLanes<T>; ++j) table.lane[j] = -1;
+    return table;
+  }();
+  Bits mask;
+  std::memcpy(&mask, masks.lane + n, sizeof mask);
+  return (Vec<T>)((Bits)v & mask);
+}
+
+// Weights, widened to the type that is computed in.
+template <class T>
+FUSEDLSTM_HOST_DEVICE Vec<T> widened(const T* p) {
+  return load(p);
+}
+template <class T>
+FUSEDLSTM_HOST_DEVICE Vec<T> widened(const BFloat16* p) {
+  typedef uint16_t Stored __attribute__((vector_size(kVectorBytes / 2)));
+  Stored bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return (Vec<T>)(__builtin_convertvector(bits, typename Lanes<T>::Bits) << 16);
+}
+template <class T>
+FUSEDLSTM_HOST_DEVICE Vec<T> widened(const Half* p) {
+#ifdef FUSEDLSTM_WIDEN_HALF
+  return (Vec<T>)FUSEDLSTM_WIDEN_HALF(p);
+#else
+  return widen_half_bits(p);
+#endif
+}
+template <class T, class W>
+FUSEDLSTM_HOST_DEVICE Vec<T> widened(const W* p, int64_t n) {
+  if (n >= kLanes<T>) return widened<T>(p);
+  W lanes[kLanes<T>] = {};
+  for (int64_t j = 0; j < n; ++j) lanes[j] = p[j];
+  return widened<T>(lanes);
+}
+
+// The sums of four vectors of eight lanes: within each half first, where shuffles are cheap.
+template <class Eight>
+FUSEDLSTM_HOST_DEVICE auto four_sums(Eight v0, Eight v1, Eight v2, Eight v3) {
+  const Eight a = __builtin_shufflevector(v0, v1, 0, 8, 1, 9, 4, 12, 5, 13) +
+                  __builtin_shufflevector(v0, v1, 2, 10, 3, 11, 6, 14, 7, 15);
+  const Eight b = __builtin_shufflevector(v2, v3, 0, 8, 1, 9, 4, 12, 5, 13) +
+                  __builtin_shufflevector(v2, v3, 2, 10, 3, 11, 6, 14, 7, 15);
+  const Eight both = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
+                     __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+  return __builtin_shufflevector(both, both, 0, 1, 2, 3) + __builtin_shufflevector(both, both, 4, 5, 6, 7);
+}
+
+// out[c] += the sum of the lanes of v[c], for as many vectors as a tile has columns.
+template <class T>
+FUSEDLSTM_HOST_DEVICE void add_sums(const Vec<T>* v, T* out) {
+  constexpr int64_t L = kLanes<T>;
+  if constexpr (L == 2) {
+    store(out, load(out) +
+                   (__builtin_shufflevector(v[0], v[1], 0, 2) + __builtin_shufflevector(v[0], v[1], 1, 3)));
+  } else {
+    typedef T Four __attribute__((vector_size(4 * sizeof(T))));
+    Four sum;
+    if constexpr (L == 4) {
+      const Vec<T> a =
+          __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5) + __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7);
+      const Vec<T> b =
+          __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5) + __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
+      sum = __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+    } else if constexpr (L == 8) {
+      sum = four_sums(v[0], v[1], v[2], v[3]);
+    } else {
+      typedef T Eight __attribute__((vector_size(8 * sizeof(T))));
+      Eight half[4];
+      for (int c = 0; c < 4; ++c)
+        half[c] = __builtin_shufflevector(v[c], v[c], 0, 1, 2, 3, 4, 5, 6, 7) +
+                  __builtin_shufflevector(v[c], v[c], 8, 9, 10, 11, 12, 13, 14, 15);
+      sum = four_sums(half[0], half[1], half[2], half[3]);
+    }
+    Four before;
+    std::memcpy(&before, out, sizeof before);
+    sum += before;
+    std::memcpy(out, &sum, sizeof sum);
+  }
+}
+
 template <class T>
 struct VectorMath {
   using V = Vec<T>;

@@ -44,7 +44,8 @@ Limits limits_of(const Context& context) {
 
 Inputs checked(const Inputs& inputs) {
   (void)Layer(inputs);  // the caller's own tensors, before any is copied
-  return prepare(inputs, inputs.x.scalar_type());
+  const ScalarType type = inputs.x.scalar_type();
+  return prepare(inputs, type, type);
 }
 
 }  // namespace

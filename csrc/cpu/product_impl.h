@@ -1,0 +1,222 @@
+// Products of rows: every matrix product of a layer is a table of dot products, for x, h, W_ih, W_hh and W_hr
+// lie row by row in memory, and the sums run along their rows. So weights are read as nn.LSTM keeps them,
+// unpacked. Included by kernel_impl.h alone, inside the namespace of one instruction set.
+
+// Terms of a sum between two additions to memory: the rows of a tile of weights then stay in the L1 cache (2
+// KiB each) while all rows of the other factor use them, and the rounding error grows with this length.
+template <class T>
+inline constexpr int64_t kPieceTerms = 2048 / sizeof(T);
+template <class T>
+FUSEDLSTM_HOST_DEVICE int64_t piece_terms(int64_t depth) {
+  if (depth <= kPieceTerms<T>) return depth;
+  const int64_t pieces = (depth + kPieceTerms<T> - 1) / kPieceTerms<T>;
+  return (depth + pieces * kLanes<T> - 1) / (pieces * kLanes<T>)*kLanes<T>;
+}
+// Rows of one factor that use a tile of the other while it is in the L1 cache.
+constexpr int kGroupRows = 48;
+// A tile is kTileRows rows by kTileColumns columns of sums in registers.
+template <class T>
+inline constexpr int kTileColumns = kLanes<T> < 4 ? kLanes<T> : 4;
+constexpr int kTileRows = kAccumulators / 4;
+
+// Rows of the next tile, or group, when so many are left: the last ones are of equal height, so that none is
+// left with a single row.
+FUSEDLSTM_HOST_DEVICE int64_t tile_height(int64_t left) {
+  return left <= kTileRows ? left : left < 2 * kTileRows ? (left + 1) / 2 : kTileRows;
+}
+FUSEDLSTM_HOST_DEVICE int64_t group_rows(int64_t left) {
+  if (left <= kGroupRows) return left;
+  const int64_t tiles =
+      left < 2 * kGroupRows ? (left + 2 * kTileRows - 1) / (2 * kTileRows) : kGroupRows / kTileRows;
+  return tiles * kTileRows;
+}
+
+// out[r * out_stride + c] += dot(a[r], row c of w) over terms begin to end, of rows that hold a vector at
+// least.
+template <class T, class W, int R, int C>
+FUSEDLSTM_HOST_DEVICE void multiply_tile(const T* const* a, const W* w, int64_t w_stride, int64_t begin,
+                                         int64_t end, T* out, int64_t out_stride) {
+  constexpr int64_t L = kLanes<T>;
+  Vec<T> sum[R][C];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) sum[r][c] = Vec<T>{};
+  const auto add = [&](int64_t k, const auto& counted) __attribute__((always_inline)) {
+    Vec<T> values[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) values[r] = counted(load(a[r] + k));
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+      const Vec<T> column = counted(widened<T>(w + c * w_stride + k));
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sum[r][c] += values[r] * column;
+    }
+  };
+  int64_t k = begin;
+  for (; k + L <= end; k += L) add(k, [](Vec<T> v) __attribute__((always_inline)) { return v; });
+  if (k < end)  // the last whole vector, without what was counted already
+    add(end - L, [&](Vec<T> v) __attribute__((always_inline)) { return last_lanes<T>(v, end - k); });
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    if constexpr (C == 1) {
+      const Vec<T> columns[kTileColumns<T>] = {sum[r][0]};
+      T one[kTileColumns<T>] = {out[r * out_stride]};
+      add_sums<T>(columns, one);
+      out[r * out_stride] = one[0];
+    } else {
+#pragma GCC unroll 8
+      for (int c = 0; c < C; c += kTileColumns<T>) add_sums<T>(sum[r] + c, out + r * out_stride + c);
+    }
+  }
+}
+
+// The same for `count` rows, at most R, and C columns.
+template <class T, class W, int C, int R = kTileRows>
+FUSEDLSTM_HOST_DEVICE void multiply_rows(const T* const* a, int64_t count, const W* w, int64_t w_stride,
+                                         int64_t begin, int64_t end, T* out, int64_t out_stride) {
+  if constexpr (R > 1) {
+    if (count < R) return multiply_rows<T, W, C, R - 1>(a, count, w, w_stride, begin, end, out, out_stride);
+  }
+  multiply_tile<T, W, R, C>(a, w, w_stride, begin, end, out, out_stride);
+}
+
+// And for a whole block of columns. A single row takes more of them at once, for enough sums to hide the
+// latency of an addition.
+template <class T, class W>
+FUSEDLSTM_HOST_DEVICE void multiply_block(const T* const* a, int64_t count, const W* w, int64_t w_stride,
+                                          int64_t begin, int64_t end, T* out, int64_t out_stride) {
+  constexpr int C = kTileColumns<T>, two = kLanes<T> % (2 * C) == 0 ? 2 * C : C;
+  if (count == 1) {
+    for (int64_t c = 0; c < kLanes<T>; c += two)
+      multiply_tile<T, W, 1, two>(a, w + c * w_stride, w_stride, begin, end, out + c, out_stride);
+  } else {
+    for (int64_t c = 0; c < kLanes<T>; c += C)
+      multiply_rows<T, W, C>(a, count, w + c * w_stride, w_stride, begin, end, out + c, out_stride);
+  }
+}
+
+// out[r * out_stride + c] += dot(a[r], row c of w), for `count` rows, at most kGroupRows, and `columns` rows
+// of w, at most kLanes.
+template <class T, class W>
+void multiply(const T* const* a, int64_t count, const W* w, int64_t w_stride, int64_t columns, int64_t depth,
+              T* out, int64_t out_stride) {
+  constexpr int64_t L = kLanes<T>;
+  if (depth < L) {
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t c = 0; c < columns; ++c)
+        for (int64_t k = 0; k < depth; ++k)
+          out[r * out_stride + c] += a[r][k] * widened<T>(w + c * w_stride + k, 1)[0];
+    return;
+  }
+  const int64_t length = piece_terms<T>(depth);
+  for (int64_t begin = 0; begin < depth; begin += length) {
+    const int64_t end = std::min(begin + length, depth);
+    for (int64_t first = 0; first < count;) {
+      const int64_t height = tile_height(count - first);
+      const T* const* const rows = a + first;
+      T* const to = out + first * out_stride;
+      if (columns == L) {
+        multiply_block<T, W>(rows, height, w, w_stride, begin, end, to, out_stride);
+      } else {
+        for (int64_t c = 0; c < columns; ++c)
+          multiply_rows<T, W, 1>(rows, height, w + c * w_stride, w_stride, begin, end, to + c, out_stride);
+      }
+      first += height;
+    }
+  }
+}
+
+// Terms of a sum between two additions to memory: such a piece of a panel fits the L1 cache (128 x 4
+// vectors), and the rounding error grows with this length rather than with the whole one.
+constexpr int64_t kPanelTerms = 128;
+template <class T>
+inline constexpr int64_t kPanelColumns = 4 * kLanes<T>;
+
+// sum[r, c] += dot(a[r], column vector c of the panel).
+template <class T, int R>
+FUSEDLSTM_HOST_DEVICE void multiply_panel_tile(const T* const* a, int64_t begin, int64_t end, const T* panel,
+                                               T* sum) {
+  constexpr int64_t L = kLanes<T>;
+  Vec<T> part[R][4];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) part[r][c] = Vec<T>{};
+  for (int64_t k = begin; k < end; ++k) {
+    const T* const terms = panel + k * 4 * L;
+    Vec<T> values[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) values[r] = splat(a[r][k]);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const Vec<T> column = load(terms + c * L);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) part[r][c] += values[r] * column;
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) store(sum + (4 * r + c) * L, load(sum + (4 * r + c) * L) + part[r][c]);
+}
+
+template <class T, int R = kTileRows>
+FUSEDLSTM_HOST_DEVICE void multiply_panel_rows(const T* const* a, int64_t count, int64_t begin, int64_t end,
+                                               const T* panel, T* sum) {
+  if constexpr (R > 1) {
+    if (count < R) return multiply_panel_rows<T, R - 1>(a, count, begin, end, panel, sum);
+  }
+  multiply_panel_tile<T, R>(a, begin, end, panel, sum);
+}
+
+// sum [count, 4, lanes] += a [count, depth] times a panel, for at most kGroupRows rows.
+template <class T>
+void multiply_panel(const T* const* a, int64_t count, int64_t depth, const T* panel, T* sum) {
+  for (int64_t begin = 0; begin < depth; begin += kPanelTerms) {
+    const int64_t end = std::min(begin + kPanelTerms, depth);
+    for (int64_t first = 0; first < count;) {
+      const int64_t height = tile_height(count - first);
+      multiply_panel_rows<T>(a + first, height, begin, end, panel, sum + first * 4 * kLanes<T>);
+      first += height;
+    }
+  }
+}
+
+// Packs panels [begin, end) of a matrix [depth, columns]; columns that do not exist become zero.
+template <class T>
+void pack_panels(const T* const* rows, int64_t depth, int64_t columns, int64_t begin, int64_t end,
+                 T* panels) {
+  constexpr int64_t C = kPanelColumns<T>;
+  for (int64_t panel = begin; panel < end; ++panel) {
+    T* const out = panels + panel * depth * C;
+    const int64_t first = panel * C, count = std::min(C, columns - first);
+    for (int64_t k = 0; k < depth; ++k) {
+      std::copy_n(rows[k] + first, count, out + k * C);
+      std::fill(out + k * C + count, out + (k + 1) * C, T(0));
+    }
+  }
+}
+
+// out[r, c] += dot(row r of a, column c of the panels).
+template <class T>
+void add_product(const T* a, int64_t a_stride, int64_t rows, const T* panels, int64_t columns, int64_t depth,
+                 T* out, int64_t out_stride) {
+  constexpr int64_t L = kLanes<T>, C = kPanelColumns<T>;
+  for (int64_t begin = 0, next; begin < rows; begin = next) {
+    next = begin + group_rows(rows - begin);
+    const int64_t count = next - begin;
+    const T* group[kGroupRows];
+    for (int64_t r = 0; r < count; ++r) group[r] = a + (begin + r) * a_stride;
+    for (int64_t column = 0; column < columns; column += C) {
+      alignas(64) T sum[kGroupRows * C];
+      for (int64_t i = 0; i < count * C; i += L) store(sum + i, Vec<T>{});
+      multiply_panel<T>(group, count, depth, panels + column * depth, sum);
+      for (int64_t r = 0; r < count; ++r)
+        for (int64_t at = column, v = 0; v < 4 && at < columns; ++v, at += L) {
+          T* const to = out + (begin + r) * out_stride + at;
+          store(to, load(to, columns - at) + load(sum + (4 * r + v) * L), columns - at);
+        }
+    }
+  }
+}
