@@ -26,7 +26,7 @@ from fusedlstm.lm import LanguageModel
 from tests.accuracy import assert_as_accurate
 
 BASELINE = "torch"
-_PAUSE = 0.02  # seconds
+_PAUSE = 0.02  # seconds in which the process must use no more than a tenth of a core before it is timed
 
 
 @dataclass(frozen=True)
@@ -214,9 +214,10 @@ def _time(runner: Runner, calls: int) -> float:
 def _take_turns(runners: list[Runner], seconds: float) -> None:
     """A round is one sample of each runner in an order of its own: a slow moment of the machine hits all of them.
 
-    A sample is as many calls as last 10 ms. Before it comes a pause, for threads of another provider that wait by
-    spinning to fall asleep (without it nn.LSTM measured 1.9 times slower beside ONNX Runtime at T100 N1 H128), and
-    after that a few calls that do not count. At least 5 rounds, at most 60.
+    A sample is as many calls as last 10 ms. Before it comes a pause until all threads of the process are idle, for
+    those of another provider may go on spinning (ONNX Runtime's take a core for 60 ms after a call, in which nn.LSTM
+    took 2.5 times as long at T100 N1 H512), and after that a few calls that do not count. At least 5 rounds, at most
+    60.
     """
     calls = {}
     for runner in runners:
@@ -227,12 +228,21 @@ def _take_turns(runners: list[Runner], seconds: float) -> None:
     rounds = 0
     while runners and rounds < 60 and (rounds < 5 or time.monotonic() < end):
         for runner in order.sample(runners, len(runners)):
-            time.sleep(_PAUSE)
+            _settle()
             count = calls[runner.provider.name]
             if count > 1:
                 _time(runner, min(count, 3))
             runner.seconds.append(_time(runner, count))
         rounds += 1
+
+
+def _settle() -> None:
+    """Waits until no thread of the process is busy; half a second at most."""
+    for _ in range(25):
+        before = time.process_time()
+        time.sleep(_PAUSE)
+        if time.process_time() - before < _PAUSE / 10:
+            return
 
 
 def interval(baseline: list[float], own: list[float], resamples: int = 2000) -> tuple[float, float]:

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/plan.h"
 #include "cpu/recurrence.h"
 #include "plan.h"
 
@@ -89,6 +90,24 @@ void bind_plan(pybind11::module_& m) {
       "problem"_a, "limits"_a, "strategy"_a = "fastest", "Chooses; asks no GPU.");
 }
 
+void bind_cpu_plan(pybind11::module_& m) {
+  pybind11::class_<cpu::Plan>(m, "CpuPlan", "How the threads of a call share a layer on the CPU.")
+      .def_readonly("groups", &cpu::Plan::groups)
+      .def_readonly("columns", &cpu::Plan::columns)
+      .def_readonly("rows", &cpu::Plan::rows)
+      .def_readonly("chunk", &cpu::Plan::chunk)
+      .def_readonly("packs", &cpu::Plan::packs);
+  m.def(
+      "make_cpu_plan",
+      [](int64_t steps, int64_t batch, int64_t input, int64_t hidden, std::optional<int64_t> outputs,
+         int64_t directions, int64_t threads, bool backward) {
+        return cpu::make_plan({steps, batch, input, hidden, outputs.value_or(hidden), directions, threads},
+                              backward ? cpu::Pass::backward : cpu::Pass::forward);
+      },
+      pybind11::kw_only(), "steps"_a, "batch"_a, "input"_a, "hidden"_a, "outputs"_a = pybind11::none(),
+      "directions"_a = 1, "threads"_a, "backward"_a = false, "Chooses; asks no processor.");
+}
+
 }  // namespace
 }  // namespace fusedlstm
 
@@ -98,4 +117,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("instruction_set", &fusedlstm::cpu::instruction_set,
         "Instruction set that the CPU kernels use on this processor.");
   fusedlstm::bind_plan(m);
+  fusedlstm::bind_cpu_plan(m);
 }

@@ -154,9 +154,11 @@ def _stack(
     for layer in range(num_layers):
         if layer > 0 and dropout > 0:
             x = _dropout(x, dropout, packed_lengths)
-        first = layer * directions
-        state = hx[0][first : first + directions], hx[1][first : first + directions]
-        of_layer = weights[layer * each : (layer + 1) * each]
+        state, of_layer = hx, weights
+        if num_layers > 1:
+            first = layer * directions
+            state = hx[0][first : first + directions], hx[1][first : first + directions]
+            of_layer = weights[layer * each : (layer + 1) * each]
         x, h_last, c_last, cells = ops.lstm_layer(
             x, *state, of_layer, lengths, resets, keep_cells=keep_states, recompute=recompute
         )

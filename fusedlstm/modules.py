@@ -357,9 +357,9 @@ def _check_state(
     for index, (value, shape) in enumerate(zip(hx, shapes, strict=True)):
         name = f"hx[{index}]"
         _check_tensor(function, name, value)
-        expected = [size for dim, size in enumerate(shape) if dim != batch_dim]
-        if list(value.shape) != expected:
-            raise ValueError(f"{function}: {name} must be {expected} for this input, got {list(value.shape)}")
+        expected = shape if batch_dim is None else shape[:batch_dim] + shape[batch_dim + 1 :]
+        if value.shape != expected:
+            raise ValueError(f"{function}: {name} must be {list(expected)} for this input, got {list(value.shape)}")
         _check_like(function, name, value, "input", input)
         checked.append(value if batch_dim is None else value.unsqueeze(batch_dim))
     return checked[0], checked[1]

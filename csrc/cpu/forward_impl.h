@@ -16,18 +16,20 @@ FUSEDLSTM_HOST_DEVICE const T* hidden_before(const ForwardArgs<T, W>& args, int6
 template <class T, class W>
 void pack_gates(const W* weight, int64_t hidden, int64_t depth, int64_t begin, int64_t end, T* packed) {
   constexpr int64_t L = kLanes<T>;
-  for (int64_t block = begin; block < end; ++block) {
-    const int64_t unit = block * L, units = std::min(L, hidden - unit);
-    T* const out = packed + block * depth * 4 * L;
-    for (int64_t k = 0; k < depth; k += L)  // a piece of each row at a time, which the L1 cache turns over
-      for (int64_t gate = 0; gate < 4; ++gate)
-        for (int64_t j = 0; j < L; ++j) {
-          const int64_t count = std::min(L, depth - k);
-          const Vec<T> values =
-              j < units ? widened<T>(weight + (gate * hidden + unit + j) * depth + k, count) : Vec<T>{};
-          for (int64_t i = 0; i < count; ++i) out[((k + i) * 4 + gate) * L + j] = values[i];
-        }
-  }
+  for (int64_t block = begin; block < end; ++block)
+    for (int64_t gate = 0; gate < 4; ++gate) {
+      const int64_t unit = block * L, units = std::min(L, hidden - unit);
+      const W* const rows = weight + (gate * hidden + unit) * depth;
+      T* const out = packed + block * depth * 4 * L + gate % 2 * L;
+      for (int64_t k = 0; k < depth; k += L) {
+        const int64_t terms = std::min(L, depth - k);
+        Vec<T> square[L];
+        for (int64_t j = 0; j < L; ++j)
+          square[j] = j < units ? widened<T>(rows + j * depth + k, terms) : Vec<T>{};
+        turn_over<T>(square);
+        for (int64_t i = 0; i < terms; ++i) store(out + panel_place<T>(depth, gate / 2, k + i), square[i]);
+      }
+    }
 }
 
 // sum [count, 4, lanes] += a [count, depth] times the weights of all four gates of a block of units.

@@ -47,15 +47,18 @@ struct Kernel {
   // Panels [begin, end) of a matrix of `depth` rows.
   void (*pack_panels)(const T* const* rows, int64_t depth, int64_t columns, int64_t begin, int64_t end,
                       T* panels);
+  // out [columns, depth]: columns [begin, end) of a matrix of `depth` rows, as rows.
+  void (*transpose)(const T* const* rows, int64_t depth, int64_t begin, int64_t end, T* out);
   // Gradient of the projected state of step t, from the outputs and from the step that followed.
   void (*backward_project)(const BackwardArgs<T>&, const BackwardWork<T>&, const Chunk&, int64_t t,
                            const Share&);
   // Gradient of the gates of step t.
   void (*backward_step)(const BackwardArgs<T>&, const BackwardWork<T>&, const Chunk&, int64_t t,
                         const Share&);
-  // out[r, c] += dot(row r of a, column c of the panels).
-  void (*add_product)(const T* a, int64_t a_stride, int64_t rows, const T* panels, int64_t columns,
-                      int64_t depth, T* out, int64_t out_stride);
+  // out[r, c] = dot(row r of a, column c of the panels), or += with `adds`; `piece` terms are summed in a
+  // row.
+  void (*product)(const T* a, int64_t a_stride, int64_t rows, const T* panels, int64_t columns, int64_t depth,
+                  int64_t piece, bool adds, T* out, int64_t out_stride);
 };
 
 template <class T, class W>

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "kernel.h"
 
@@ -23,7 +25,8 @@ namespace fusedlstm::cpu {
 namespace {
 constexpr int kVectorBytes = 64;
 constexpr int kAccumulators = 24;
-#define FUSEDLSTM_WIDEN_HALF(p) _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))
+#define FUSEDLSTM_WIDEN_HALF(p) \
+  _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))
 #include "kernel_impl.h"
 #undef FUSEDLSTM_WIDEN_HALF
 }  // namespace

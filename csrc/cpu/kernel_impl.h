@@ -52,7 +52,16 @@ FUSEDLSTM_HOST_DEVICE auto cell_before(const Args& args, int64_t t, int64_t row,
 
 template <class T, class W>
 constexpr Kernel<T, W> make_kernel(const char* instruction_set) {
-  return {instruction_set,     kLanes<T>,          kPanelColumns<T>, pack_gates<T, W>,
-          input_gates<T, W>,   forward_step<T, W>, project<T, W>,    pack_panels<T>,
-          backward_project<T>, backward_step<T>,   add_product<T>};
+  return {.instruction_set = instruction_set,
+          .lanes = kLanes<T>,
+          .panel_columns = kPanelColumns<T>,
+          .pack_gates = pack_gates<T, W>,
+          .input_gates = input_gates<T, W>,
+          .forward_step = forward_step<T, W>,
+          .project = project<T, W>,
+          .pack_panels = pack_panels<T>,
+          .transpose = transpose<T>,
+          .backward_project = backward_project<T>,
+          .backward_step = backward_step<T>,
+          .product = product<T>};
 }

@@ -20,6 +20,13 @@ Tensor restore(const Tensor& tensor, const Tensor& x) {
   return tensor.scalar_type() == x.scalar_type() ? tensor : torch::stable::to(tensor, x.scalar_type());
 }
 
+// Uninitialized, on huge pages where it is large.
+Tensor new_large(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
+  Tensor tensor = new_empty(like, sizes);
+  prefer_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size());
+  return tensor;
+}
+
 // Which rows take part in which step.
 struct Schedule {
   std::vector<int64_t> length, order, active;
@@ -66,8 +73,9 @@ struct Work {
 
   // [T, N, columns]; the passes write the steps of each row, and what lies past its length reads as zero.
   Tensor new_sequence(int64_t columns) const {
-    if (in.lengths) return new_zeros(in.x, {layer.steps, layer.batch, columns});
-    return new_empty(in.x, {layer.steps, layer.batch, columns});
+    Tensor sequence = new_large(in.x, {layer.steps, layer.batch, columns});
+    if (in.lengths) torch::stable::zero_(sequence);
+    return sequence;
   }
 
  private:
@@ -238,7 +246,8 @@ BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved&
 
   // What is not needed is returned empty; each a tensor of its own, as outputs of an operator must be.
   const auto gradient_of = [&](const Tensor& tensor, bool needed) {
-    return needed ? new_zeros(tensor, tensor.sizes()) : new_empty(tensor, {0});
+    if (!needed) return new_empty(tensor, {0});
+    return layer.steps == 0 ? new_zeros(tensor, tensor.sizes()) : new_large(tensor, tensor.sizes());
   };
   BackwardResult out{gradient_of(x, need_x), gradient_of(work.in.h0, need_h0), new_empty(x, {D, N, H}), {}};
   for (size_t i = 0; i < layer.weights.size(); ++i)
@@ -277,6 +286,7 @@ BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved&
                  .c_stride = D * H,
                  .grad_c0 = pointer<T>(out.grad_c0) + d * N * H,
                  .grad_x = wanted(out.grad_x, need_x),
+                 .adds_to_grad_x = d == 1,
                  .grad_h0 = need_h0 ? pointer<T>(out.grad_h0) + d * N * P : nullptr,
                  .grad_weight_ih = weight_gradient(at),
                  .grad_weight_hh = weight_gradient(at + 1),

@@ -13,7 +13,7 @@ constexpr int64_t kCachedWeights = 100'000;
 // from its own cache, else as many as use a weight while it is in the L1 cache.
 constexpr int64_t kRowsOfCached = 8, kRowsOfOthers = 48;
 // Packing pays where several rows use a weight while it is near, and all of them use it often enough.
-constexpr int64_t kPackedRows = 4, kPackedUses = 128;
+constexpr int64_t kPackedRows = 4, kPackedUses = 48;
 // Rows of a product over several steps: as many as use a weight at once, so that the gates stay in the L2
 // cache; more for the sums over rows that make the gradients of the weights.
 constexpr int64_t kForwardRows = 48, kBackwardRows = 256;

@@ -127,60 +127,90 @@ void multiply(const T* const* a, int64_t count, const W* w, int64_t w_stride, in
   }
 }
 
-// Terms of a sum between two additions to memory: such a piece of a panel fits the L1 cache (128 x 4
-// vectors), and the rounding error grows with this length rather than with the whole one.
-constexpr int64_t kPanelTerms = 128;
+// Terms of a sum between two additions to memory: such a piece of a half panel (192 x 2 vectors) fits the L1
+// cache, and the rounding error grows with this length rather than with the whole one.
+constexpr int64_t kPanelTerms = 192;
+// A matrix of so many terms is too large for a core's own cache.
+constexpr int64_t kFarTerms = 384;
 template <class T>
 inline constexpr int64_t kPanelColumns = 4 * kLanes<T>;
+// A tile of half a panel takes twice the rows of one of a whole panel.
+constexpr int kHalfTileRows = 2 * kTileRows;
 
-// sum[r, c] += dot(a[r], column vector c of the panel).
-template <class T, int R>
-FUSEDLSTM_HOST_DEVICE void multiply_panel_tile(const T* const* a, int64_t begin, int64_t end, const T* panel,
-                                               T* sum) {
-  constexpr int64_t L = kLanes<T>;
-  Vec<T> part[R][4];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) part[r][c] = Vec<T>{};
-  for (int64_t k = begin; k < end; ++k) {
-    const T* const terms = panel + k * 4 * L;
-    Vec<T> values[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) values[r] = splat(a[r][k]);
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) {
-      const Vec<T> column = load(terms + c * L);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) part[r][c] += values[r] * column;
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) store(sum + (4 * r + c) * L, load(sum + (4 * r + c) * L) + part[r][c]);
-}
-
-template <class T, int R = kTileRows>
-FUSEDLSTM_HOST_DEVICE void multiply_panel_rows(const T* const* a, int64_t count, int64_t begin, int64_t end,
-                                               const T* panel, T* sum) {
-  if constexpr (R > 1) {
-    if (count < R) return multiply_panel_rows<T, R - 1>(a, count, begin, end, panel, sum);
-  }
-  multiply_panel_tile<T, R>(a, begin, end, panel, sum);
-}
-
-// sum [count, 4, lanes] += a [count, depth] times a panel, for at most kGroupRows rows.
+// Where term k of half a panel's columns lies.
 template <class T>
-void multiply_panel(const T* const* a, int64_t count, int64_t depth, const T* panel, T* sum) {
-  for (int64_t begin = 0; begin < depth; begin += kPanelTerms) {
-    const int64_t end = std::min(begin + kPanelTerms, depth);
-    for (int64_t first = 0; first < count;) {
-      const int64_t height = tile_height(count - first);
-      multiply_panel_rows<T>(a + first, height, begin, end, panel, sum + first * 4 * kLanes<T>);
-      first += height;
+FUSEDLSTM_HOST_DEVICE int64_t panel_place(int64_t depth, int64_t half, int64_t k) {
+  return (half * depth + k) * 2 * kLanes<T>;
+}
+
+// sum[r, c] += dot(a[r], column vector c), for C = 2 vectors of half a panel, or for all 4, those of the
+// second half `other` elements further.
+template <class T, int R, int C>
+FUSEDLSTM_HOST_DEVICE void multiply_panel_tile(const T* const* a, int64_t begin, int64_t end, const T* panel,
+                                               int64_t other, T* sum) {
+  constexpr int64_t L = kLanes<T>;
+  Vec<T> part[R][C];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) part[r][c] = Vec<T>{};
+  for (int64_t k = begin; k < end; ++k) {
+    Vec<T> columns[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) columns[c] = load(panel + k * 2 * L + c % 2 * L + c / 2 * other);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec<T> value = splat(a[r][k]);
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) part[r][c] += value * columns[c];
     }
   }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) store(sum + (4 * r + c) * L, load(sum + (4 * r + c) * L) + part[r][c]);
+}
+
+template <class T, int C, int R>
+FUSEDLSTM_HOST_DEVICE void multiply_panel_rows(const T* const* a, int64_t count, int64_t begin, int64_t end,
+                                               const T* panel, int64_t other, T* sum) {
+  if constexpr (R > 1) {
+    if (count < R) return multiply_panel_rows<T, C, R - 1>(a, count, begin, end, panel, other, sum);
+  }
+  multiply_panel_tile<T, R, C>(a, begin, end, panel, other, sum);
+}
+
+// sum [count, 4, lanes] += a [count, depth] times a panel, for at most kGroupRows rows; `piece` terms are
+// summed between two additions to memory.
+template <class T>
+void multiply_panel(const T* const* a, int64_t count, int64_t depth, const T* panel, T* sum,
+                    int64_t piece = kPanelTerms) {
+  constexpr int64_t L = kLanes<T>;
+  const int64_t other = panel_place<T>(depth, 1, 0);
+  if (count <= kTileRows) {
+    for (int64_t begin = 0; begin < depth; begin += piece)
+      multiply_panel_rows<T, 4, kTileRows>(a, count, begin, std::min(begin + piece, depth), panel, other,
+                                           sum);
+    return;
+  }
+  const int64_t tiles = (count + kHalfTileRows - 1) / kHalfTileRows;
+  for (int64_t half = 0; half < 2; ++half)
+    for (int64_t begin = 0; begin < depth; begin += piece) {
+      const int64_t end = std::min(begin + piece, depth);
+      // The next piece comes from the L3 cache or from memory meanwhile, where there is work enough to hide
+      // that.
+      const char* const next = reinterpret_cast<const char*>(panel + panel_place<T>(depth, half, end));
+      const int64_t bytes =
+          depth >= kFarTerms && count >= kGroupRows / 2 ? (end - begin) * 2 * kVectorBytes : 0;
+      for (int64_t tile = 0, first = 0, fetched = 0; tile < tiles; ++tile) {
+        const int64_t height = (count - first + tiles - tile - 1) / (tiles - tile);
+        for (const int64_t until = bytes * (first + height) / count; fetched < until; fetched += 64)
+          __builtin_prefetch(next + fetched, 0, 2);
+        multiply_panel_rows<T, 2, kHalfTileRows>(a + first, height, begin, end, panel + half * other, 0,
+                                                 sum + (4 * first + 2 * half) * L);
+        first += height;
+      }
+    }
 }
 
 // Packs panels [begin, end) of a matrix [depth, columns]; columns that do not exist become zero.
@@ -191,17 +221,32 @@ void pack_panels(const T* const* rows, int64_t depth, int64_t columns, int64_t b
   for (int64_t panel = begin; panel < end; ++panel) {
     T* const out = panels + panel * depth * C;
     const int64_t first = panel * C, count = std::min(C, columns - first);
-    for (int64_t k = 0; k < depth; ++k) {
-      std::copy_n(rows[k] + first, count, out + k * C);
-      std::fill(out + k * C + count, out + (k + 1) * C, T(0));
-    }
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t v = 0; v < 4; ++v)
+        store(
+            out + panel_place<T>(depth, v / 2, k) + v % 2 * kLanes<T>,
+            v * kLanes<T> < count ? load(rows[k] + first + v * kLanes<T>, count - v * kLanes<T>) : Vec<T>{});
   }
 }
 
-// out[r, c] += dot(row r of a, column c of the panels).
+// out[column, k] = rows[k][column] for columns [begin, end) of `depth` rows.
 template <class T>
-void add_product(const T* a, int64_t a_stride, int64_t rows, const T* panels, int64_t columns, int64_t depth,
-                 T* out, int64_t out_stride) {
+void transpose(const T* const* rows, int64_t depth, int64_t begin, int64_t end, T* out) {
+  constexpr int64_t L = kLanes<T>;
+  for (int64_t column = begin; column < end; column += L)
+    for (int64_t k = 0; k < depth; k += L) {
+      const int64_t columns = std::min(L, end - column), terms = std::min(L, depth - k);
+      Vec<T> square[L];
+      for (int64_t i = 0; i < L; ++i) square[i] = i < terms ? load(rows[k + i] + column, columns) : Vec<T>{};
+      turn_over<T>(square);
+      for (int64_t j = 0; j < columns; ++j) store(out + (column + j) * depth + k, square[j], terms);
+    }
+}
+
+// out[r, c] = dot(row r of a, column c of the panels), or += with `adds`.
+template <class T>
+void product(const T* a, int64_t a_stride, int64_t rows, const T* panels, int64_t columns, int64_t depth,
+             int64_t piece, bool adds, T* out, int64_t out_stride) {
   constexpr int64_t L = kLanes<T>, C = kPanelColumns<T>;
   for (int64_t begin = 0, next; begin < rows; begin = next) {
     next = begin + group_rows(rows - begin);
@@ -209,14 +254,17 @@ void add_product(const T* a, int64_t a_stride, int64_t rows, const T* panels, in
     const T* group[kGroupRows];
     for (int64_t r = 0; r < count; ++r) group[r] = a + (begin + r) * a_stride;
     for (int64_t column = 0; column < columns; column += C) {
+      const int64_t vectors = std::min<int64_t>(4, (columns - column + L - 1) / L);
+      T* const to = out + begin * out_stride + column;
       alignas(64) T sum[kGroupRows * C];
       for (int64_t i = 0; i < count * C; i += L) store(sum + i, Vec<T>{});
-      multiply_panel<T>(group, count, depth, panels + column * depth, sum);
+      for (int64_t r = 0; r < count && adds; ++r)
+        for (int64_t v = 0; v < vectors; ++v)
+          store(sum + (4 * r + v) * L, load(to + r * out_stride + v * L, columns - column - v * L));
+      multiply_panel<T>(group, count, depth, panels + column * depth, sum, piece);
       for (int64_t r = 0; r < count; ++r)
-        for (int64_t at = column, v = 0; v < 4 && at < columns; ++v, at += L) {
-          T* const to = out + (begin + r) * out_stride + at;
-          store(to, load(to, columns - at) + load(sum + (4 * r + v) * L), columns - at);
-        }
+        for (int64_t v = 0; v < vectors; ++v)
+          store(to + r * out_stride + v * L, load(sum + (4 * r + v) * L), columns - column - v * L);
     }
   }
 }

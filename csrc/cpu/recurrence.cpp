@@ -99,19 +99,6 @@ void last_states(const ForwardArgs<T, W>& args) {
   }
 }
 
-// out[column, i] = rows[i][column] for columns [begin, end).
-template <class T>
-void transpose(const std::vector<const T*>& rows, int64_t begin, int64_t end, T* out, int64_t out_stride) {
-  constexpr int64_t kBlock = 16;  // a cache line of floats each way
-  const int64_t count = static_cast<int64_t>(rows.size());
-  for (int64_t c = begin; c < end; ++c)
-    std::fill(out + c * out_stride + count, out + (c + 1) * out_stride, T(0));
-  for (int64_t i = 0; i < count; i += kBlock)
-    for (int64_t column = begin; column < end; column += kBlock)
-      for (int64_t c = column; c < std::min(column + kBlock, end); ++c)
-        for (int64_t r = i; r < std::min(i + kBlock, count); ++r) out[c * out_stride + r] = rows[r][c];
-}
-
 // Pointers to dense rows.
 template <class T>
 std::vector<const T*> dense(const T* first, int64_t count, int64_t stride) {
@@ -201,14 +188,18 @@ class BackwardMember {
       gradient_of_input(chunk);
       arrange_factors(chunk);
       barriers_.meet_group(member_);
-      gradients_of_weights(chunk);
+      gradients_of_weights(chunk, done > 0);
     }
     if (args_.grad_h0)
-      k_.add_product(work_.first + rows.begin * G(), G(), rows.end - rows.begin, work_.panels_hh, s_.outputs,
-                     G(), args_.grad_h0 + rows.begin * s_.outputs, s_.outputs);
+      k_.product(work_.first + rows.begin * G(), G(), rows.end - rows.begin, work_.panels_hh, s_.outputs, G(),
+                 kTerms, false, args_.grad_h0 + rows.begin * s_.outputs, s_.outputs);
   }
 
  private:
+  // Terms summed in a row: along a weight, and over the rows of a chunk, where nn.LSTM, which adds up one
+  // product per step, has the rounding error of sums of N terms.
+  static constexpr int64_t kTerms = 192, kRows = 64;
+
   int64_t G() const { return 4 * s_.hidden; }
   Chunk own(int64_t n) const { return part(n, member_.in_group(), member_.group_size()); }
 
@@ -245,8 +236,9 @@ class BackwardMember {
     std::copy(last + rows.begin * G(), last + rows.end * G(), work_.after + rows.begin * G());
     if (!args_.grad_x) return;
     const Chunk mine = own((chunk.end - chunk.begin) * N);
-    k_.add_product(work_.grad_gates + mine.begin * G(), G(), mine.end - mine.begin, work_.panels_ih, s_.input,
-                   G(), args_.grad_x + (chunk.begin * N + mine.begin) * s_.input, s_.input);
+    k_.product(work_.grad_gates + mine.begin * G(), G(), mine.end - mine.begin, work_.panels_ih, s_.input,
+               G(), kTerms, args_.adds_to_grad_x, args_.grad_x + (chunk.begin * N + mine.begin) * s_.input,
+               s_.input);
   }
 
   // Both factors of the weights' gradients: sums run over the rows of the chunk.
@@ -254,7 +246,7 @@ class BackwardMember {
     const int64_t N = s_.batch, H = s_.hidden, P = s_.outputs, terms = (chunk.end - chunk.begin) * N;
     const auto turn = [&](const T* rows, int64_t columns, T* out) {
       const Chunk mine = own(columns);
-      transpose(dense(rows, terms, columns), mine.begin, mine.end, out, terms);
+      k_.transpose(dense(rows, terms, columns).data(), terms, mine.begin, mine.end, out);
     };
     if (args_.grad_weight_ih || args_.grad_weight_hh || args_.grad_bias)
       turn(work_.grad_gates, G(), work_.grad_gates_t);
@@ -267,13 +259,13 @@ class BackwardMember {
     }
   }
 
-  void gradients_of_weights(const Chunk& chunk) {
+  void gradients_of_weights(const Chunk& chunk, bool adds) {
     const int64_t terms = (chunk.end - chunk.begin) * s_.batch;
     const auto add = [&](const T* grad, int64_t rows, const T* factor, int64_t columns, T* out) {
       const Chunk mine = own(rows);
       if (out)
-        k_.add_product(grad + mine.begin * terms, terms, mine.end - mine.begin, factor, columns, terms,
-                       out + mine.begin * columns, columns);
+        k_.product(grad + mine.begin * terms, terms, mine.end - mine.begin, factor, columns, terms, kRows,
+                   adds, out + mine.begin * columns, columns);
     };
     add(work_.grad_gates_t, G(), work_.panels_x, s_.input, args_.grad_weight_ih);
     add(work_.grad_gates_t, G(), work_.panels_before, s_.outputs, args_.grad_weight_hh);
@@ -283,7 +275,7 @@ class BackwardMember {
       const T* const grads = work_.grad_gates_t + j * terms;
       T sums[8] = {};  // of fewer terms each: less rounding
       for (int64_t i = 0; i < terms; ++i) sums[i % 8] += grads[i];
-      args_.grad_bias[j] += std::accumulate(sums, sums + 8, T(0));
+      args_.grad_bias[j] = (adds ? args_.grad_bias[j] : T(0)) + std::accumulate(sums, sums + 8, T(0));
     }
   }
 

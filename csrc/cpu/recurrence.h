@@ -87,9 +87,10 @@ struct BackwardArgs {
   int64_t c_stride;      //              c and grad_c
   // Results; what is null is not wanted. Those of the weights, of the input and of h0 are added to what is
   // there.
-  T* grad_c0;  // [N, H]     holds the gradient of c_n on entry
-  T* grad_x;   // [T, N, I]
-  T* grad_h0;  // [N, P]
+  T* grad_c0;           // [N, H]     holds the gradient of c_n on entry
+  T* grad_x;            // [T, N, I]
+  bool adds_to_grad_x;  // which holds the other direction's
+  T* grad_h0;           // [N, P]
   T* grad_weight_ih;
   T* grad_weight_hh;
   T* grad_weight_hr;

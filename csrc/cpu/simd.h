@@ -170,6 +170,25 @@ FUSEDLSTM_HOST_DEVICE void add_sums(const Vec<T>* v, T* out) {
   }
 }
 
+// Makes rows of columns, in a square of vectors: pairs of rows exchange every other lane, then every other
+// two, and so on.
+template <class T, int Step, int... Lane>
+FUSEDLSTM_HOST_DEVICE void turn_over(Vec<T>* square, std::integer_sequence<int, Lane...> lanes) {
+  constexpr int L = kLanes<T>;
+#pragma GCC unroll 16
+  for (int r = 0; r < L; ++r) {
+    if (r & Step) continue;
+    const Vec<T> a = square[r], b = square[r + Step];
+    square[r] = __builtin_shufflevector(a, b, (Lane & Step ? L + Lane - Step : Lane)...);
+    square[r + Step] = __builtin_shufflevector(a, b, (Lane & Step ? L + Lane : Lane + Step)...);
+  }
+  if constexpr (2 * Step < L) turn_over<T, 2 * Step>(square, lanes);
+}
+template <class T>
+FUSEDLSTM_HOST_DEVICE void turn_over(Vec<T>* square) {
+  turn_over<T, 1>(square, std::make_integer_sequence<int, kLanes<T>>());
+}
+
 template <class T>
 struct VectorMath {
   using V = Vec<T>;

@@ -1,0 +1,61 @@
+"""How threads share a layer on the CPU: the plan is a pure function, and what it chooses for named shapes is written
+down here."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusedlstm._C import make_cpu_plan
+
+SHAPES = {
+    # steps, batch, input, hidden, directions, threads, backward: groups, columns, rows, chunk, packs
+    "one small step is not worth a team": ((1, 1, 16, 16, 1, 8, False), (1, 1, 1, 1, False)),
+    "one step": ((1, 1, 512, 512, 1, 2, False), (1, 2, 1, 1, False)),
+    "one step of some rows": ((1, 32, 512, 512, 1, 2, False), (1, 2, 1, 1, False)),
+    "one sequence": ((100, 1, 512, 512, 1, 2, False), (1, 2, 1, 48, False)),
+    "a batch that shares the units": ((35, 20, 650, 650, 1, 2, False), (1, 2, 1, 2, True)),
+    "a batch with rows enough for each": ((256, 128, 512, 512, 1, 2, False), (1, 1, 2, 1, True)),
+    "weights that fit the cache of each": ((168, 64, 32, 64, 1, 4, False), (1, 1, 4, 3, True)),
+    "too few rows for all": ((100, 24, 64, 64, 1, 4, False), (1, 2, 2, 4, True)),
+    "threads that rows do not divide": ((100, 512, 64, 64, 1, 3, False), (1, 1, 3, 1, True)),
+    "both directions at once": ((400, 16, 320, 320, 2, 2, False), (2, 1, 1, 3, True)),
+    "an odd team takes them in turn": ((400, 16, 320, 320, 2, 3, False), (1, 3, 1, 3, True)),
+    "backward takes them in turn": ((400, 16, 320, 320, 2, 2, True), (1, 2, 1, 16, True)),
+    "a short sequence is one chunk": ((5, 4, 320, 320, 1, 2, True), (1, 2, 1, 5, False)),
+    "nothing to do": ((0, 0, 8, 8, 1, 2, False), (1, 1, 1, 1, False)),
+}
+
+
+def plan(steps, batch, input, hidden, directions, threads, backward):
+    return make_cpu_plan(
+        steps=steps,
+        batch=batch,
+        input=input,
+        hidden=hidden,
+        directions=directions,
+        threads=threads,
+        backward=backward,
+    )
+
+
+@pytest.mark.parametrize(("problem", "expected"), SHAPES.values(), ids=SHAPES)
+def test_named_shapes(problem, expected):
+    chosen = plan(*problem)
+    assert (chosen.groups, chosen.columns, chosen.rows, chosen.chunk, chosen.packs) == expected
+
+
+@given(
+    st.integers(0, 300),
+    st.integers(0, 300),
+    st.integers(1, 600),
+    st.integers(1, 600),
+    st.integers(1, 2),
+    st.integers(1, 64),
+    st.booleans(),
+)
+def test_every_thread_has_a_place(steps, batch, input, hidden, directions, threads, backward):
+    chosen = plan(steps, batch, input, hidden, directions, threads, backward)
+    assert chosen.groups * chosen.columns * chosen.rows in (1, threads)
+    assert directions % chosen.groups == 0
+    assert chosen.rows == 1 or batch >= 8 * chosen.rows
+    assert 1 <= chosen.chunk <= max(steps, 1)
