@@ -1,7 +1,7 @@
 """Measures LSTMs side by side, and makes tables and figures of what was measured.
 
     python -m benchmarks run [--set cpu|gpu|quick|all] [--case NAME ...] [--provider NAME ...]
-    python -m benchmarks report | plot | growth | list
+    python -m benchmarks report | plot | growth | limits | list
 
 Rows go to benchmarks/results/<machine>/rows.csv; measuring again replaces them.
 """
@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 import fusedlstm
-from benchmarks import environment, growth, measure, plots, records, report
+from benchmarks import environment, growth, limits, measure, plots, records, report
 from benchmarks.cases import CASES, DTYPES, MODES, SETS, Case
 from benchmarks.providers import PROVIDERS
 
@@ -44,6 +44,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         commands.add_parser(name, parents=[common], help=f"write {text} from the rows")
     grow = commands.add_parser("growth", parents=[common], help="how time and memory grow with T, N, H and L")
     grow.add_argument("--quick", action="store_true")
+    limits_of = commands.add_parser("limits", parents=[common], help="write limits.md: how far a CPU's limits are")
+    limits_of.add_argument("--seconds", type=float, default=1.0, help="for each figure")
     commands.add_parser("list", help="cases and providers")
     return parser.parse_args(arguments)
 
@@ -67,6 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(args, device, folder / "rows.csv")
     if args.command == "growth":
         return _growth(device, args.quick)
+    if args.command == "limits":
+        if device.type != "cpu":
+            sys.exit("limits: --device must be cpu; a GPU's rows come with kernels and memory")
+        text = limits.report(args.seconds)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "limits.md").write_text(text + "\n")
+        print(text)
+        return 0
     rows = records.read(folder / "rows.csv")
     if args.command == "report":
         (folder / "tables.md").write_text(report.tables(rows))

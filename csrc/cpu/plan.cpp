@@ -5,8 +5,8 @@
 namespace fusedlstm::cpu {
 namespace {
 
-// A call of fewer multiplications takes less than waking a team and waiting for it.
-constexpr int64_t kParallelWork = 100'000;
+// A call of fewer multiplications takes less than waking a team, and a step of fewer less than waiting for it.
+constexpr int64_t kCallWork = 300'000, kStepWork = 1 << 15;
 // Weights that a core's own cache holds beside other things; most have 512 KiB to 2 MiB.
 constexpr int64_t kCachedWeights = 100'000;
 // Rows of a thread, from which on it may read all weights rather than a part of them: few where they come
@@ -24,7 +24,7 @@ Plan make_plan(const Problem& p, Pass pass) {
   Plan plan{1, 1, 1, 1, p.batch >= kPackedRows && p.steps * p.batch >= kPackedUses};
   const int64_t gates = 4 * p.hidden, projection = p.outputs == p.hidden ? 0 : p.outputs * p.hidden;
   const int64_t work = p.steps * p.batch * p.directions * (gates * (p.input + p.outputs) + projection);
-  int64_t threads = work < kParallelWork ? 1 : p.threads;
+  int64_t threads = work < kCallWork ? 1 : p.threads;
   // Directions have nothing to say to each other. In backward both add to the gradient of the input.
   if (pass == Pass::forward && p.directions > 1 && threads % p.directions == 0) {
     plan.groups = p.directions;
@@ -34,7 +34,7 @@ Plan make_plan(const Problem& p, Pass pass) {
   const int64_t own_rows = gates * p.outputs <= kCachedWeights ? kRowsOfCached : kRowsOfOthers;
   plan.rows = threads;
   while (plan.rows > 1 && (threads % plan.rows != 0 || p.batch < own_rows * plan.rows)) --plan.rows;
-  plan.columns = threads / plan.rows;
+  plan.columns = gates * p.outputs * p.batch < kStepWork ? 1 : threads / plan.rows;
   const int64_t wanted = pass == Pass::forward ? kForwardRows * plan.rows : kBackwardRows;
   plan.chunk = std::clamp<int64_t>(wanted / std::max<int64_t>(p.batch, 1), 1, std::max<int64_t>(p.steps, 1));
   return plan;

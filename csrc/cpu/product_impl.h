@@ -42,21 +42,25 @@ FUSEDLSTM_HOST_DEVICE void multiply_tile(const T* const* a, const W* w, int64_t 
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) sum[r][c] = Vec<T>{};
-  const auto add = [&](int64_t k, const auto& counted) __attribute__((always_inline)) {
+  // The vectors at k, or of them the last lanes alone.
+  const auto add = [&](int64_t k, auto whole, int64_t lanes) __attribute__((always_inline)) {
     Vec<T> values[R];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) values[r] = counted(load(a[r] + k));
+    for (int r = 0; r < R; ++r) {
+      values[r] = load(a[r] + k);
+      if constexpr (!whole.value) values[r] = last_lanes<T>(values[r], lanes);
+    }
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
-      const Vec<T> column = counted(widened<T>(w + c * w_stride + k));
+      Vec<T> column = widened<T>(w + c * w_stride + k);
+      if constexpr (!whole.value) column = last_lanes<T>(column, lanes);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) sum[r][c] += values[r] * column;
     }
   };
   int64_t k = begin;
-  for (; k + L <= end; k += L) add(k, [](Vec<T> v) __attribute__((always_inline)) { return v; });
-  if (k < end)  // the last whole vector, without what was counted already
-    add(end - L, [&](Vec<T> v) __attribute__((always_inline)) { return last_lanes<T>(v, end - k); });
+  for (; k + L <= end; k += L) add(k, std::true_type{}, L);
+  if (k < end) add(end - L, std::false_type{}, end - k);  // without what was counted already
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     if constexpr (C == 1) {

@@ -1,0 +1,61 @@
+"""Every instruction set that this processor has, not the best alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fusedlstm
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(isa, *arguments):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "FUSEDLSTM_ISA": isa},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module", params=["plain", "avx2", "avx512"])
+def isa(request):
+    done = run(request.param, "-m", "fusedlstm", "info")
+    if "FUSEDLSTM_ISA must be one this processor has" in done.stderr + done.stdout:
+        pytest.skip(f"this processor has no {request.param}")
+    assert f"usable, {request.param}" in done.stdout, done.stderr
+    return request.param
+
+
+def test_values_and_gradients(isa):
+    tests = "tests/test_gradients.py::test_values_and_gradients"
+    done = run(isa, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", tests, "-k", "cpu")
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_every_16_bit_weight(isa):
+    done = run(isa, "-c", "import tests.test_instruction_sets as t; t.check_every_16_bit_weight()")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def check_every_16_bit_weight():
+    """A projection multiplies each of the 65536 values there are by one half and by zeros."""
+    H, P = 16, 2**16
+    for dtype in (torch.float16, torch.bfloat16):
+        every = torch.arange(P, dtype=torch.int32).to(torch.int16).view(dtype)
+        # Gates of zero are one half each, but g; and tanh(c0 / 2) of a large c0 is 1: h is one half in unit 5 alone.
+        c0 = torch.zeros(1, 1, H, dtype=dtype)
+        c0[..., 5] = 100
+        weight_hr = torch.zeros(P, H, dtype=dtype)
+        weight_hr[:, 5] = every
+        weights = [torch.zeros(4 * H, 1, dtype=dtype), torch.zeros(4 * H, P, dtype=dtype), weight_hr]
+        x, h0 = torch.zeros(1, 1, 1, dtype=dtype), torch.zeros(1, 1, P, dtype=dtype)
+        y, *_ = fusedlstm.ops.lstm_layer(x, h0, c0, weights)
+        torch.testing.assert_close(y.flatten(), (every.float() / 2).to(dtype), rtol=0, atol=0, equal_nan=True)
