@@ -80,10 +80,12 @@ def columns(device: torch.device, dtype: str) -> dict[str, Any]:
 def peaks(device: torch.device, dtype: str, threads: int) -> tuple[float, float]:
     """TFLOP/s of a large product and GB/s (read and written) of a large copy.
 
+    A CPU computes in float32 whatever the dtype: torch's product of 16-bit matrices takes minutes on most.
+
     ``threads`` tells the calls of the cache apart.
     """
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
+    size, kind = (8192, DTYPES[dtype]) if device.type == "cuda" else (2048, torch.float32)
+    a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = dtype == "float32"
     try:

@@ -24,8 +24,11 @@ namespace fusedlstm::cpu {
 namespace {
 constexpr int kVectorBytes = 32;
 constexpr int kAccumulators = 12;
+#define FUSEDLSTM_WIDEN_BFLOAT16(p) \
+  _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16)
 #define FUSEDLSTM_WIDEN_HALF(p) _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))
 #include "kernel_impl.h"
+#undef FUSEDLSTM_WIDEN_BFLOAT16
 #undef FUSEDLSTM_WIDEN_HALF
 }  // namespace
 

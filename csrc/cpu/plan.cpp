@@ -5,7 +5,8 @@
 namespace fusedlstm::cpu {
 namespace {
 
-// A call of fewer multiplications takes less than waking a team, and a step of fewer less than waiting for it.
+// A call of fewer multiplications takes less than waking a team, and a step of fewer less than waiting for
+// it.
 constexpr int64_t kCallWork = 300'000, kStepWork = 1 << 15;
 // Weights that a core's own cache holds beside other things; most have 512 KiB to 2 MiB.
 constexpr int64_t kCachedWeights = 100'000;

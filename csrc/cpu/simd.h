@@ -104,10 +104,14 @@ FUSEDLSTM_HOST_DEVICE Vec<T> widened(const T* p) {
 }
 template <class T>
 FUSEDLSTM_HOST_DEVICE Vec<T> widened(const BFloat16* p) {
+#ifdef FUSEDLSTM_WIDEN_BFLOAT16
+  return (Vec<T>)FUSEDLSTM_WIDEN_BFLOAT16(p);
+#else
   typedef uint16_t Stored __attribute__((vector_size(kVectorBytes / 2)));
   Stored bits;
   std::memcpy(&bits, p, sizeof bits);
   return (Vec<T>)(__builtin_convertvector(bits, typename Lanes<T>::Bits) << 16);
+#endif
 }
 template <class T>
 FUSEDLSTM_HOST_DEVICE Vec<T> widened(const Half* p) {
