@@ -5,7 +5,6 @@
 
 #define TORCH_TARGET_VERSION 0x020a000000000000
 
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/library.h>

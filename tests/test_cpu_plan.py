@@ -14,6 +14,7 @@ SHAPES = {
     "small steps are not worth meeting for": ((1000, 1, 64, 64, 1, 2, False), (1, 1, 1, 48, False)),
     "one step": ((1, 1, 512, 512, 1, 2, False), (1, 2, 1, 1, False)),
     "one step of some rows": ((1, 32, 512, 512, 1, 2, False), (1, 2, 1, 1, False)),
+    "one step of many rows": ((1, 64, 512, 512, 1, 2, False), (1, 2, 1, 1, False)),
     "one sequence": ((100, 1, 512, 512, 1, 2, False), (1, 2, 1, 48, False)),
     "a batch that shares the units": ((35, 20, 650, 650, 1, 2, False), (1, 2, 1, 2, True)),
     "a batch with rows enough for each": ((256, 128, 512, 512, 1, 2, False), (1, 1, 2, 1, True)),

@@ -2,8 +2,6 @@
 // fusedlstm::cpu, kVectorBytes and kAccumulators (how many vectors of sums fit the registers beside
 // operands).
 
-#include "simd.h"
-//
 #include "product_impl.h"
 
 // Calls function(row, count) for the rows of a share that are active in step t, in groups.
@@ -46,9 +44,8 @@ FUSEDLSTM_HOST_DEVICE auto cell_before(const Args& args, int64_t t, int64_t row,
   return args.c + (args.reverse ? t + 1 : t - 1) * c_step + row * args.c_stride;
 }
 
-#include "forward_impl.h"
-//
 #include "backward_impl.h"
+#include "forward_impl.h"
 
 template <class T, class W>
 constexpr Kernel<T, W> make_kernel(const char* instruction_set) {

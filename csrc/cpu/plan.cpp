@@ -13,7 +13,7 @@ constexpr int64_t kCachedWeights = 100'000;
 // Rows of a thread, from which on it may read all weights rather than a part of them: few where they come
 // from its own cache, else as many as use a weight while it is in the L1 cache.
 constexpr int64_t kRowsOfCached = 8, kRowsOfOthers = 48;
-// Packing pays where several rows use a weight while it is near, and all of them use it often enough.
+// Packing pays where several rows use a weight while it is near, and those of all steps use it often enough.
 constexpr int64_t kPackedRows = 4, kPackedUses = 48;
 // Rows of a product over several steps: as many as use a weight at once, so that the gates stay in the L2
 // cache; more for the sums over rows that make the gradients of the weights.
@@ -22,7 +22,7 @@ constexpr int64_t kForwardRows = 48, kBackwardRows = 256;
 }  // namespace
 
 Plan make_plan(const Problem& p, Pass pass) {
-  Plan plan{1, 1, 1, 1, p.batch >= kPackedRows && p.steps * p.batch >= kPackedUses};
+  Plan plan{1, 1, 1, 1, p.steps > 1 && p.batch >= kPackedRows && p.steps * p.batch >= kPackedUses};
   const int64_t gates = 4 * p.hidden, projection = p.outputs == p.hidden ? 0 : p.outputs * p.hidden;
   const int64_t work = p.steps * p.batch * p.directions * (gates * (p.input + p.outputs) + projection);
   int64_t threads = work < kCallWork ? 1 : p.threads;

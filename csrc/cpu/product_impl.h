@@ -2,6 +2,8 @@
 // lie row by row in memory, and the sums run along their rows. So weights are read as nn.LSTM keeps them,
 // unpacked. Included by kernel_impl.h alone, inside the namespace of one instruction set.
 
+#include "simd.h"
+
 // Terms of a sum between two additions to memory: the rows of a tile of weights then stay in the L1 cache (2
 // KiB each) while all rows of the other factor use them, and the rounding error grows with this length.
 template <class T>

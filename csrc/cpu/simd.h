@@ -1,5 +1,6 @@
 // SIMD vectors by the compiler's vector extension, and the two functions an LSTM needs of them.
-// Included by kernel_impl.h alone, inside the namespace of one instruction set (no include guard on purpose).
+// Included by product_impl.h alone, inside the namespace of one instruction set (no include guard on
+// purpose).
 
 template <class T>
 struct Lanes;
