@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ BOUND_BY_MEMORY = ["sequence_128", "sequence_512", "stream_128", "stream_512"]
 _SHARED = ["sequence_128", "sequence_512", "batch_256"]
 
 
-def report(seconds: float) -> str:
-    """Measures, about ``seconds`` for each figure, and describes it as Markdown."""
-    return "\n\n".join(
-        ["# Distance to the limits", _arithmetic(seconds), _memory(seconds), _call(seconds), _sharing(seconds)]
-    )
+def report(seconds: float, cases: Mapping[str, Case] = CASES) -> str:
+    """Measures ``cases``, about ``seconds`` for each figure, and describes it as Markdown."""
+    parts = [_arithmetic(seconds, cases), _memory(seconds, cases), _call(seconds), _sharing(seconds, cases)]
+    threads = f"{environment.device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads"
+    head = f"{threads}, torch {torch.__version__}, commit {environment.commit()}."
+    return "\n\n".join(["# Distance to the limits", head, *parts])
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:
@@ -44,12 +45,12 @@ def _median_us(case: Case, mode: str, dtype: str, seconds: float) -> float:
     return row.median_us
 
 
-def _arithmetic(seconds: float) -> str:
+def _arithmetic(seconds: float, cases: Mapping[str, Case]) -> str:
     gemm = environment.peaks(torch.device("cpu"), "float32", torch.get_num_threads())[0] * 1e3
     rows = []
     for name in BOUND_BY_ARITHMETIC:
         rates = [
-            roofline.flops(CASES[name], mode) / _median_us(CASES[name], mode, "float32", seconds) / 1e3
+            roofline.flops(cases[name], mode) / _median_us(cases[name], mode, "float32", seconds) / 1e3
             for mode in ("inference", "training")
         ]
         rows.append([name, *(text for rate in rates for text in (f"{rate:.0f}", f"{rate / gemm:.0%}"))])
@@ -76,11 +77,11 @@ def _fastest(run: Callable[[], Any], calls: int = 20) -> float:
     return min(times)
 
 
-def _memory(seconds: float) -> str:
+def _memory(seconds: float, cases: Mapping[str, Case]) -> str:
     near, far = _read_gb_s(192), _read_gb_s(4096)
     rows = []
     for name in BOUND_BY_MEMORY:
-        case = CASES[name]
+        case = cases[name]
         us = {dtype: _median_us(case, "inference", dtype, seconds) for dtype in ("float32", "bfloat16", "float16")}
         # W_hh is read at every step, W_ih once for all that are formed together.
         read = 4 * case.H * (case.T * case.H + case.I) * 4 / us["float32"] / 1e3
@@ -132,10 +133,10 @@ def _call(seconds: float) -> str:
     return f"## A call\n\nT = N = 1, I = H = 16, in microseconds; each line of ours includes those above it.\n\n{table}"
 
 
-def _sharing(seconds: float) -> str:
+def _sharing(seconds: float, cases: Mapping[str, Case]) -> str:
     rows = []
     for name in _SHARED:
-        case = CASES[name]
+        case = cases[name]
         module = nn.LSTM(case.I, case.H)
         contestants = {"nn.LSTM": module, "fusedlstm": fusedlstm.replace_lstm(copy.deepcopy(module))}
         x = torch.randn(case.T, case.N, case.I)
@@ -159,15 +160,14 @@ def _sharing(seconds: float) -> str:
 
 def _turns(contestants: dict[str, nn.Module], x: torch.Tensor, seconds: float) -> dict[str, float]:
     """The mean time of a call in microseconds, each taking five turns: means, since a pause is what sharing costs."""
-    totals = {name: [0.0, 0] for name in contestants}
+    calls: dict[str, list[float]] = {name: [] for name in contestants}
     with torch.no_grad():
-        for _ in range(5):
+        for turn in range(1, 6):
             for name, module in contestants.items():
                 module(x)
                 end = time.monotonic() + seconds / 5
-                while time.monotonic() < end:
+                while time.monotonic() < end or len(calls[name]) < turn:
                     start = time.perf_counter()
                     module(x)
-                    totals[name][0] += time.perf_counter() - start
-                    totals[name][1] += 1
-    return {name: total / count * 1e6 for name, (total, count) in totals.items()}
+                    calls[name].append((time.perf_counter() - start) * 1e6)
+    return {name: statistics.mean(us) for name, us in calls.items()}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import environment, measure, records, roofline
+from benchmarks import environment, limits, measure, records, roofline
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, GPU_GRID, SETS, Case
 from benchmarks.providers import PROVIDERS, Contestant
@@ -182,3 +182,12 @@ def test_error_texts_name_no_folder():
 def test_device_folder():
     assert environment.folder(CPU).startswith("cpu-")
     assert os.sep not in environment.folder(CPU)
+
+
+def test_distance_to_the_limits():
+    text = limits.report(0.0, {name: case.toy() for name, case in CASES.items()})
+    for heading in ("Arithmetic", "Memory: one sequence", "A call", "A shared machine"):
+        assert f"## {heading}\n" in text
+    for name in (*limits.BOUND_BY_ARITHMETIC, *limits.BOUND_BY_MEMORY, "fusedlstm::lstm_inference"):
+        assert f"| {name} |" in text
+    assert "nan" not in text
