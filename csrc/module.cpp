@@ -6,8 +6,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/isa.h"
 #include "cpu/plan.h"
-#include "cpu/recurrence.h"
 #include "plan.h"
 
 #define FUSEDLSTM_STRING_(x) #x

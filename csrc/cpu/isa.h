@@ -9,4 +9,7 @@ namespace fusedlstm::cpu {
 template <class T, class W>
 const Kernel<T, W>& kernel();
 
+// Their name.
+const char* instruction_set();
+
 }  // namespace fusedlstm::cpu

@@ -108,7 +108,4 @@ void forward(const ForwardArgs<T, W>* directions, int64_t count, const Plan& pla
 template <class T>
 void backward(const BackwardArgs<T>& args, const Plan& plan);
 
-// Name of the instruction set that the kernels use on this processor.
-const char* instruction_set();
-
 }  // namespace fusedlstm::cpu
