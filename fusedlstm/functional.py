@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import ops
+from fusedlstm.packing import Packing, rows
 
 
 def lstm(
@@ -82,7 +83,7 @@ def lstm(
     if resets is not None and batch_first:
         resets = resets.transpose(0, 1)
     if lengths is not None:  # the gradient of weight_ih would multiply what stands there, NaN too, by zero
-        past = torch.arange(len(x), device=x.device)[:, None] >= lengths
+        past = torch.arange(x.shape[0], device=x.device)[:, None] >= lengths
         x = x.masked_fill(past[:, :, None], 0)
     layers = _stack(
         x, hx, weights, num_layers, bidirectional, p, lengths, resets, keep_states=return_states, recompute=recompute
@@ -110,13 +111,15 @@ def _packed(
     dropout: float,
     recompute: bool,
 ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
-    # Without the indices, rows stay in their sorted order, which is the order of hx here.
-    x, lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes))
-    row_lengths = lengths.to(x.device)
+    N = hx[0].shape[1]
+    if not torch.compiler.is_compiling() and rows(input) != N:
+        raise ValueError(f"lstm: hx must have {rows(input)} rows as the PackedSequence, got {N}")
+    packing = Packing(input, N)
+    x = packing.pad(input.data)
     layers = _stack(
-        x, hx, weights, num_layers, bidirectional, dropout, row_lengths, packed_lengths=lengths, recompute=recompute
+        x, hx, weights, num_layers, bidirectional, dropout, packing.lengths, packing=packing, recompute=recompute
     )
-    data = pack_padded_sequence(layers.y, lengths).data
+    data = packing.pack(layers.y)
     return PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices), layers.last
 
 
@@ -137,7 +140,7 @@ def _stack(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     *,
-    packed_lengths: Tensor | None = None,
+    packing: Packing | None = None,
     keep_states: bool = False,
     recompute: bool = False,
 ) -> _Layers:
@@ -153,14 +156,21 @@ def _stack(
     h, c, h_n, c_n = [], [], [], []
     for layer in range(num_layers):
         if layer > 0 and dropout > 0:
-            x = _dropout(x, dropout, packed_lengths)
+            x = _dropout(x, dropout, packing)
         state, of_layer = hx, weights
         if num_layers > 1:
             first = layer * directions
             state = hx[0][first : first + directions], hx[1][first : first + directions]
             of_layer = weights[layer * each : (layer + 1) * each]
         x, h_last, c_last, cells = ops.lstm_layer(
-            x, *state, of_layer, lengths, resets, keep_cells=keep_states, recompute=recompute
+            x,
+            *state,
+            of_layer,
+            lengths,
+            resets,
+            keep_cells=keep_states,
+            recompute=recompute,
+            cpu_autocast=packing is None,
         )
         h_n.append(h_last)
         c_n.append(c_last)
@@ -171,9 +181,6 @@ def _stack(
     return _Layers(x, last, h, c)
 
 
-def _dropout(x: Tensor, p: float, packed_lengths: Tensor | None) -> Tensor:
+def _dropout(x: Tensor, p: float, packing: Packing | None) -> Tensor:
     """torch's own dropout; for packed sequences drawn over the valid steps alone, for nn.LSTM's masks."""
-    if packed_lengths is None:
-        return F.dropout(x, p)
-    packed = pack_padded_sequence(x, packed_lengths)
-    return pad_packed_sequence(packed._replace(data=F.dropout(packed.data, p)))[0]
+    return F.dropout(x, p) if packing is None else packing.pad(F.dropout(packing.pack(x), p))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedlstm import functional, ops
+from fusedlstm import functional, ops, packing
 
 State = tuple[Tensor, Tensor]
 
@@ -175,7 +175,7 @@ class LSTM(nn.RNNBase):
         weights = [getattr(self, name) for name in self._flat_weights_names]
         if isinstance(input, PackedSequence):
             self._check_input(input.data, weights[0], packed=True)
-            state = self._initial_state(hx, input.data, int(input.batch_sizes[0]), batched=True)
+            state = self._initial_state(hx, input.data, packing.rows(input, hx), batched=True)
             options = {"lengths": lengths, "resets": resets, "return_states": return_states}
             output, state = self._run(input, self.permute_hidden(state, input.sorted_indices), weights, **options)
             return output, self.permute_hidden(state, input.unsorted_indices)
@@ -287,7 +287,7 @@ class LSTMCell(nn.RNNCellBase):
             )
         _check_like("lstm_cell", "input", input, "the parameters", self.weight_ih)
         rows = input if input.dim() == 2 else input[None]
-        shape = (len(rows), self.hidden_size)
+        shape = (rows.shape[0], self.hidden_size)
         if hx is None:
             h0 = c0 = input.new_zeros(shape)
         else:
@@ -295,7 +295,7 @@ class LSTMCell(nn.RNNCellBase):
         weights = [self.weight_ih, self.weight_hh]
         if self.bias:
             weights += [self.bias_ih, self.bias_hh]
-        _, h, c, _ = ops.lstm_layer(rows[None], h0[None], c0[None], weights)
+        _, h, c, _ = ops.lstm_layer(rows[None], h0[None], c0[None], weights, cpu_autocast=False)
         return (h[0], c[0]) if input.dim() == 2 else (h[0, 0], c[0, 0])
 
 
@@ -305,7 +305,7 @@ def _check_tensor(function: str, name: str, value: Any) -> None:
 
 
 def _check_like(function: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    if value.dtype != other.dtype:
+    if value.dtype != other.dtype and not ops.autocasts(value, other):
         remedy = f"; use {name}.to({other.dtype})" if other.is_floating_point() else ""
         raise ValueError(
             f"{function}: {name} must have the dtype of {other_name}, {other.dtype}, got {value.dtype}{remedy}"

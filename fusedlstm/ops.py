@@ -31,8 +31,14 @@ def lstm_layer(
     *,
     keep_cells: bool = False,
     recompute: bool = False,
+    cpu_autocast: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Runs one layer, all its directions, as one operator and one autograd node.
+
+    Under autocast every tensor may have a dtype of its own, other than float64. They are cast to autocast's, each once,
+    and the results have it, as those of ``nn.LSTM``. On a CPU ``nn.LSTM`` keeps float32 states of packed sequences and
+    cells, and float32 cell states of a projection: such a layer is computed in float32 here, and only its results are
+    cast.
 
     Args:
         x: input, [T, N, I], float32, float64, bfloat16 or float16.
@@ -43,6 +49,7 @@ def lstm_layer(
         resets: where a segment begins, bool [T, N], on the device of ``x``; see :func:`fusedlstm.lstm`.
         keep_cells: whether every cell state is returned too.
         recompute: whether the backward pass rebuilds gates and cell states instead of keeping them.
+        cpu_autocast: whether autocast on a CPU is to lower this layer.
 
     Returns:
         y [T, N, D*P] (zero past a row's length), h_n [D, N, P], c_n [D, N, H], and the cell states [T, N, D*H]
@@ -63,14 +70,47 @@ def lstm_layer(
             f"lstm: input must be on {places}, got {x.device}, for which this fusedlstm has no kernels; {remedy},"
             " or use nn.LSTM (fusedlstm.restore_lstm)"
         )
-    weights = list(weights)
+    if not autocasts(x, h0, c0, *weights):
+        return _run(x, h0, c0, list(weights), lengths, resets, keep_cells, recompute)
+    kind = x.device.type
+    lower = torch.get_autocast_dtype(kind)
+    projected = h0.shape[-1] != c0.shape[-1]
+    compute, h_dtype, c_dtype = lower, lower, lower
+    if kind == "cpu" and (projected or not cpu_autocast):
+        compute, c_dtype = torch.float32, torch.promote_types(lower, c0.dtype)
+        h_dtype = lower if projected else c_dtype
+    with torch.autocast(kind, enabled=False):
+        x, h0, c0, *weights = (tensor.to(compute) for tensor in (x, h0, c0, *weights))
+        y, h_n, c_n, cell = _run(x, h0, c0, weights, lengths, resets, keep_cells, recompute)
+    return y.to(h_dtype), h_n.to(h_dtype), c_n.to(c_dtype), None if cell is None else cell.to(c_dtype)
+
+
+def autocasts(*tensors: Tensor) -> bool:
+    """Whether autocast is on for these tensors, which it is not for float64 and integers."""
+    kind = tensors[0].device.type
+    if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
+        return False
+    return all(tensor.dtype in (torch.float32, torch.bfloat16, torch.float16) for tensor in tensors)
+
+
+def _run(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: list[Tensor],
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    keep_cells: bool,
+    recompute: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     if transformed():
         y, h_n, c_n, cell = reference.layer(x, h0, c0, weights, lengths, resets)
         return y, h_n, c_n, cell if keep_cells else None
     tf32 = x.is_cuda and x.dtype == torch.float32 and _tf32_allowed()
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, h0, c0, *weights))
     if keep_cells or differentiable:
-        keep_gates = differentiable and not recompute
+        # Of an exported program it is not known whether it will ever run backwards: it keeps nothing for that.
+        keep_gates = differentiable and not recompute and not torch.compiler.is_exporting()
         y, h_n, c_n, cell, _gates = _ops.lstm_forward(
             x, h0, c0, weights, lengths, resets, tf32, keep_cells or keep_gates, keep_gates
         )
@@ -84,10 +124,13 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-@torch.compiler.assume_constant_result
 def _tf32_allowed() -> bool:
     """The switch that nn.LSTM follows on a GPU; torch.backends.cudnn.allow_tf32 sets it too."""
     return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined, no-any-return]
+
+
+# What torch.compiler.assume_constant_result does; that would import the whole compiler, 0.9 s, to set this mark.
+_tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @torch.library.register_fake("fusedlstm::lstm_inference")

@@ -1,0 +1,59 @@
+"""Packed sequences as padded ones and back."""
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+
+def rows(input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None) -> int:
+    """Number of sequences N, from a shape where one tells it: torch.compile does not know the sizes' values."""
+    if input.sorted_indices is not None:
+        return input.sorted_indices.shape[0]
+    N = int(input.batch_sizes[0])
+    if hx is None or not torch.compiler.is_compiling():
+        return N
+    torch._check(  # type: ignore[no-untyped-call]
+        hx[0].shape[1] == N, lambda: "lstm: hx must have as many rows as the PackedSequence"
+    )
+    return hx[0].shape[1]
+
+
+class Packing:
+    """Where the S steps of a packed sequence stand among the T * N of a padded one, rows in sorted order.
+
+    Two gathers in place of ``pad_packed_sequence`` and ``pack_padded_sequence``: torch.compile sees through them, and
+    their gradients are gathers too (T50 N32 I256: 1 ms for both and their backward pass, torch's functions 16).
+
+    Args:
+        input: the packed sequence.
+        N: how many sequences it holds.
+
+    Attributes:
+        lengths: steps of each row, int64 [N], on the device of the data.
+
+    Example:
+        >>> packed = pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
+        >>> packing = Packing(packed, 2)
+        >>> packing.pad(packed.data).shape, packing.lengths
+        (torch.Size([3, 2, 2]), tensor([3, 1]))
+    """
+
+    def __init__(self, input: PackedSequence, N: int) -> None:
+        sizes, steps = input.batch_sizes, input.data.shape[0]
+        self._shape = sizes.shape[0], N
+        T = sizes.shape[0]  # not len(), which torch.export takes for a constant
+        # Step t holds packed entries first .. first + sizes[t], which belong to places t * N .. t * N + sizes[t].
+        shift = torch.arange(T) * N - (sizes.cumsum(0) - sizes)
+        places = torch.arange(steps) + shift.repeat_interleave(sizes, output_size=steps)
+        lengths = (sizes > torch.arange(N)[:, None]).sum(1)
+        device = input.data.device
+        self._places, self.lengths = (index.to(device, non_blocking=True) for index in (places, lengths))
+
+    def pad(self, data: Tensor) -> Tensor:
+        """[S, I] as [T, N, I], zero past a row's end."""
+        T, N = self._shape
+        return data.new_zeros(T * N, data.shape[1]).index_copy(0, self._places, data).view(T, N, data.shape[1])
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """[T, N, I] as [S, I]."""
+        return padded.flatten(0, 1).index_select(0, self._places)

@@ -1,0 +1,154 @@
+"""torch.compile of models whose LSTMs were swapped: one graph, any size, the results of eager mode."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fusedlstm
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # the compiler's own
+
+SIZES = [(5, 3), (7, 4), (12, 2), (3, 6)]  # T, N
+
+
+class Model(nn.Module):
+    """Embedding, LSTM, readout; the LSTM's keyword arguments are the model's."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.embed = nn.Linear(6, 8)
+        self.lstm = nn.LSTM(8, 10, 2, **options)
+        self.read = nn.Linear((self.lstm.proj_size or 10) * (2 if self.lstm.bidirectional else 1), 4)
+
+    def forward(self, x, hx=None, **options):
+        if isinstance(x, PackedSequence):
+            y, state = self.lstm(x._replace(data=self.embed(x.data)), hx)
+            return self.read(y.data), *state
+        y, *states = self.lstm(self.embed(x), hx, **options)
+        return self.read(y), *(tensor for state in states for tensor in state)
+
+
+class Decoder(nn.Module):
+    """A cell that is stepped in Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTMCell(6, 6)
+
+    def forward(self, x):
+        h = c = x.new_zeros(x.shape[1], 6)
+        for step in range(3):
+            h, c = self.cell(x[step] + h, (h, c))
+        return h, c
+
+
+class Lowered(Model):
+    def forward(self, x):
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return super().forward(x)
+
+
+def _packed(x, enforce_sorted):
+    T, N, _ = x.shape
+    lengths = torch.randint(1, T + 1, (N,))
+    lengths[0] = T
+    return pack_padded_sequence(
+        x, lengths.sort(descending=True)[0] if enforce_sorted else lengths, enforce_sorted=enforce_sorted
+    )
+
+
+def _state(x):
+    return torch.randn(2, x.shape[1], 10, device=x.device), torch.randn(2, x.shape[1], 10, device=x.device)
+
+
+# What to build, and the arguments of a call for an input x [T, N, 6].
+CALLS = {
+    "plain": (Model, lambda x: ((x,), {})),
+    "bidirectional": (lambda: Model(bidirectional=True), lambda x: ((x,), {})),
+    "projected": (lambda: Model(proj_size=3), lambda x: ((x,), {})),
+    "state": (Model, lambda x: ((x, _state(x)), {})),
+    "lengths": (Model, lambda x: ((x,), {"lengths": torch.randint(0, len(x) + 1, x.shape[1:2], device=x.device)})),
+    "resets": (Model, lambda x: ((x,), {"resets": torch.rand(x.shape[:2], device=x.device) < 0.3})),
+    "every_state": (Model, lambda x: ((x,), {"return_states": True})),
+    "packed": (Model, lambda x: ((_packed(x, False),), {})),
+    "packed_state": (Model, lambda x: ((_packed(x, False), _state(x)), {})),
+    "packed_sorted": (Model, lambda x: ((_packed(x, True),), {})),
+    "packed_sorted_state": (Model, lambda x: ((_packed(x, True), _state(x)), {})),
+    "cell": (Decoder, lambda x: ((x,), {})),
+    "autocast": (Lowered, lambda x: ((x,), {})),
+}
+
+
+def _outputs_and_gradients(function, model, arguments):
+    args, kwargs = arguments
+    outputs = function(*args, **kwargs)
+    loss = sum(output.float().square().sum() for output in outputs)
+    return *outputs, *torch.autograd.grad(loss, list(model.parameters()))
+
+
+@pytest.mark.parametrize(("build", "arguments"), CALLS.values(), ids=CALLS)
+def test_one_graph_for_every_size(build, arguments, device):
+    torch._dynamo.reset()
+    model = fusedlstm.replace_lstm(build()).to(device)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for T, N in SIZES:
+        call = arguments(torch.randn(T, N, 6, device=device))
+        for got, expected in zip(
+            _outputs_and_gradients(compiled, model, call), _outputs_and_gradients(model, model, call), strict=True
+        ):
+            torch.testing.assert_close(got, expected)
+    assert counter.frame_count == 2  # the first size as it is, then any other
+
+
+@pytest.mark.parametrize("options", [{}, {"lengths": torch.tensor([4, 0, 5])}], ids=["plain", "lengths"])
+def test_inductor(options):
+    torch._dynamo.reset()
+    model = fusedlstm.replace_lstm(Model(bidirectional=True))
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    call = (torch.randn(5, 3, 6),), options
+    for got, expected in zip(
+        _outputs_and_gradients(compiled, model, call), _outputs_and_gradients(model, model, call), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
+    with torch.no_grad():
+        for got, expected in zip(compiled(*call[0], **options), model(*call[0], **options), strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+def test_cuda_graphs_by_the_compiler(cuda):
+    """mode="reduce-overhead" records CUDA graphs and replays them."""
+    torch._dynamo.reset()
+    model = fusedlstm.replace_lstm(Model()).to(cuda)
+    compiled = torch.compile(model, fullgraph=True, mode="reduce-overhead")
+    for _ in range(4):  # recorded at the second, replayed from then on
+        call = (torch.randn(5, 3, 6, device=cuda),), {}
+        got = [tensor.clone() for tensor in _outputs_and_gradients(compiled, model, call)]
+        for one, expected in zip(got, _outputs_and_gradients(model, model, call), strict=True):
+            torch.testing.assert_close(one, expected)
+
+
+def test_a_layer_adds_less_than_a_second():
+    seconds = []
+    for layers in (1, 1, 5):  # once more, since the first compilation of a process loads the compiler
+        torch._dynamo.reset()
+        model = fusedlstm.replace_lstm(nn.LSTM(4, 4, layers))
+        begin = time.perf_counter()
+        torch.compile(model, fullgraph=True, backend="aot_eager")(torch.randn(3, 2, 4))[0].sum().backward()
+        seconds.append(time.perf_counter() - begin)
+    assert (seconds[2] - seconds[1]) / 4 < 1
+
+
+def test_a_setting_of_tf32_is_a_constant_to_the_compiler():
+    """ops.py sets torch.compiler.assume_constant_result's mark by hand, for to import it takes a second."""
+    from fusedlstm import ops
+
+    def chosen(x):
+        return x + 1 if ops._tf32_allowed() else x - 1
+
+    compiled = torch.compile(chosen, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.zeros(2)), chosen(torch.zeros(2)))
