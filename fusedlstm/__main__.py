@@ -8,8 +8,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+if TYPE_CHECKING:
+    from fusedlstm.lm.console import Interrupt
+
+_LOST_PROCESS = 1
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
 _COMMAND = "python -m fusedlstm"
@@ -24,6 +28,7 @@ examples:
   {_COMMAND} train --data input.txt --out shakespeare.safetensors
   {_COMMAND} train --out shakespeare.safetensors --resume       go on after Ctrl-C, to the same result
   {_COMMAND} train --data input.txt --vocabulary words --max-words 10000 --out words.safetensors
+  torchrun --nproc-per-node 2 -m fusedlstm train    in two processes, which share the batch
 """
 _GENERATE_EXAMPLES = f"""\
 example:
@@ -59,8 +64,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _fail(message: str) -> int:
-    print("fusedlstm: error:", " ".join(message.split()), file=sys.stderr)
+    where = "" if _process() == "0" else f" in process {_process()}"
+    print(f"fusedlstm: error{where}:", " ".join(message.split()), file=sys.stderr)
     return _USAGE_ERROR
+
+
+def _process() -> str:
+    """Number of this process among those that torchrun has started."""
+    return os.environ.get("RANK", "0")
 
 
 def _flag(field: str) -> str:
@@ -142,8 +153,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from fusedlstm.lm import TrainConfig, Trainer
-    from fusedlstm.lm.console import Interrupt, Progress
+    from fusedlstm.lm import checkpoint, parallel
+    from fusedlstm.lm.console import Interrupt
+
+    # Outermost: torchrun sends SIGTERM to those that are left, and they should come to say what happened.
+    with Interrupt(shown=_process() == "0") as interrupt:
+        try:
+            with parallel.process_group():
+                return _train_in_group(args, interrupt)
+        except parallel.LostProcessError as error:
+            out = Path(args.out)
+            held = f"{out}, step {checkpoint.load(out).step}; {_how_to_resume(out)}" if out.exists() else "none yet"
+            _fail(f"{error}; last checkpoint: {held}")
+            return _LOST_PROCESS
+
+
+def _train_in_group(args: argparse.Namespace, interrupt: Interrupt) -> int:
+    from fusedlstm.lm import TrainConfig, Trainer, parallel
+    from fusedlstm.lm.console import Progress
 
     given: dict[str, Any] = {field: getattr(args, field) for field in _CONFIG_OPTIONS if hasattr(args, field)}
     if hasattr(args, "data"):
@@ -157,41 +184,55 @@ def _train(args: argparse.Namespace) -> int:
 
     trainer = Trainer.resume(out, **given) if args.resume else Trainer(TrainConfig(**given))
     config = trainer.config
+    first = parallel.rank() == 0
+
+    def say(text: str, file: TextIO = sys.stdout) -> None:
+        if first:
+            print(text, file=file)
+
     if trainer.step >= config.steps:
-        print(f"{out} is complete at step {trainer.step}; give --steps above that to train it further")
+        say(f"{out} is complete at step {trainer.step}; give --steps above that to train it further")
         return 0
     size = sum(parameter.numel() for parameter in trainer.model.parameters())
-    print(
+    processes = f", {parallel.size()} processes" if parallel.size() > 1 else ""
+    say(
         f"{size:,} parameters, {len(trainer.corpus.train):,} training tokens, vocabulary of "
-        f"{trainer.corpus.vocabulary.size:,}; steps {trainer.step + 1} to {config.steps} into {out}",
-        file=sys.stderr,
+        f"{trainer.corpus.vocabulary.size:,}; steps {trainer.step + 1} to {config.steps} into {out}{processes}",
+        sys.stderr,
     )
-    resume = f"go on with: {_COMMAND} train --out {out} --resume"
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
 
     def late() -> bool:
         return deadline is not None and time.monotonic() >= deadline
 
-    with Interrupt() as interrupt, Progress(config.steps, trainer.step, config.window * config.batch_size) as progress:
+    tokens = config.window * config.batch_size
+    if parallel.agree(interrupt.requested):
+        say("interrupted before the first step", sys.stderr)
+        return _INTERRUPTED
+    with Progress(config.steps, trainer.step, tokens, first) as progress:
         while True:
             until = (trainer.step // args.eval_every + 1) * args.eval_every
             trainer.run(until, progress.update, stop=lambda: interrupt.requested or late())
             trainer.save(out)
-            if interrupt.requested:
+            if interrupted := parallel.agree(interrupt.requested):
                 break
             measured = f"step {trainer.step}/{config.steps}  held-out {trainer.evaluate()}"
-            if trainer.step == config.steps or late():
+            if trainer.step == config.steps or parallel.agree(late()):
                 break
             progress.say(measured)
-    if interrupt.requested:
-        print(f"interrupted; saved step {trainer.step} of {config.steps} to {out}, {resume}", file=sys.stderr)
+    if interrupted:
+        say(f"interrupted; saved step {trainer.step} of {config.steps} to {out}, {_how_to_resume(out)}", sys.stderr)
         return _INTERRUPTED
-    print(measured)
+    say(measured)
     if trainer.step < config.steps:
-        print(f"time is up; saved {out}, {resume}")
+        say(f"time is up; saved {out}, {_how_to_resume(out)}")
     else:
-        print(f"saved {out}; try it with: {_COMMAND} generate {out}")
+        say(f"saved {out}; try it with: {_COMMAND} generate {out}")
     return 0
+
+
+def _how_to_resume(out: Path) -> str:
+    return f"go on with: {_COMMAND} train --out {out} --resume"
 
 
 def _check_out(out: Path, resume: bool, force: bool) -> None:
@@ -227,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes the process's own.
 
     Returns:
-        Exit status: 0, 2 after an error, 130 after Ctrl-C.
+        Exit status: 0, 1 when another process of the run was lost, 2 after an error, 130 after Ctrl-C.
     """
     args = _parser().parse_args(arguments)
     try:

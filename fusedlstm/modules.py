@@ -78,6 +78,9 @@ class LSTM(nn.RNNBase):
         )
         self.recompute = recompute
 
+    def _get_name(self) -> str:
+        return f"fusedlstm.{super()._get_name()}"  # so that the repr of a model shows what was swapped
+
     def extra_repr(self) -> str:
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
@@ -264,6 +267,9 @@ class LSTMCell(nn.RNNCellBase):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def _get_name(self) -> str:
+        return f"fusedlstm.{super()._get_name()}"
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         """Runs one step.

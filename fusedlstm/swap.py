@@ -35,7 +35,7 @@ def replace_lstm(model: Model) -> Model:
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 8), torch.nn.LSTM(8, 16))
         >>> replace_lstm(model)[1]
-        LSTM(8, 16)
+        fusedlstm.LSTM(8, 16)
     """
     return _change_classes(model, _FUSED, "replace_lstm")
 

@@ -32,7 +32,7 @@ class Checkpoint:
         step: updates made.
         position: next window within the epoch.
         digest: SHA-256 of the text.
-        tensors: weights, optimizer state, carried state, random state and losses, by name.
+        tensors: weights, optimizer state, carried state and losses, by name.
     """
 
     config: TrainConfig

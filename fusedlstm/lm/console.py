@@ -1,4 +1,4 @@
-"""What a training run shows on a terminal, and how Ctrl-C ends it."""
+"""What a training run shows on a terminal, and how Ctrl-C or SIGTERM ends it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Progress:
         steps: steps of the whole run.
         done: steps made before.
         tokens_per_step: for the speed.
+        shown: whether anything is printed; of several processes the first one speaks.
 
     Example:
         >>> with Progress(steps=2, done=0, tokens_per_step=64) as progress:
@@ -29,8 +30,10 @@ class Progress:
         ...     progress.update(2, loss=5.4)
     """
 
-    def __init__(self, steps: int, done: int, tokens_per_step: int) -> None:
-        self._bar = tqdm(total=steps, initial=done, unit="step", disable=None, file=sys.stderr, dynamic_ncols=True)
+    def __init__(self, steps: int, done: int, tokens_per_step: int, shown: bool = True) -> None:
+        disable = None if shown else True  # None: where it is no terminal
+        self._bar = tqdm(total=steps, initial=done, unit="step", disable=disable, file=sys.stderr, dynamic_ncols=True)
+        self._shown = shown
         self._steps = steps
         self._tokens_per_step = tokens_per_step
         self._times: deque[float] = deque([time.monotonic()], maxlen=_RATE_STEPS + 1)
@@ -56,21 +59,25 @@ class Progress:
         rate = self._tokens_per_step * (len(self._times) - 1) / max(now - self._times[0], 1e-9)
         self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} tokens/s", refresh=False)
         self._bar.update()
-        if self._bar.disable and (now - self._logged >= _LOG_SECONDS or step == self._steps):
+        if self._shown and self._bar.disable and (now - self._logged >= _LOG_SECONDS or step == self._steps):
             self._logged = now
             print(f"step {step}/{self._steps}  loss {loss:.4f}  {rate:,.0f} tokens/s", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """Print a line to standard output without tearing the bar."""
-        with tqdm.external_write_mode():
-            print(text, flush=True)
+        if self._shown:
+            with tqdm.external_write_mode():
+                print(text, flush=True)
 
 
 class Interrupt:
-    """Turns the first Ctrl-C into a wish to stop; the second one raises KeyboardInterrupt at once.
+    """Turns the first Ctrl-C or SIGTERM into a wish to stop; the second one raises KeyboardInterrupt at once.
+
+    Args:
+        shown: whether the wish is confirmed on standard error.
 
     Attributes:
-        requested: whether Ctrl-C was pressed.
+        requested: whether the wish was made.
 
     Example:
         >>> with Interrupt() as interrupt:
@@ -78,20 +85,24 @@ class Interrupt:
         False
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shown: bool = True) -> None:
         self.requested = False
+        self._shown = shown
 
     def __enter__(self) -> Interrupt:
-        self._previous = signal.signal(signal.SIGINT, self._request)
+        self._previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        # Not print: a buffered stream may be in the middle of a write when the signal comes.
-        os.write(2, b"\nstopping after this step and saving; Ctrl-C again stops at once\n")
+        for each in self._previous:
+            signal.signal(each, signal.default_int_handler)
+        if self._shown:
+            # Not print: a buffered stream may be in the middle of a write when the signal comes.
+            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")

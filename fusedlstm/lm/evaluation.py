@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fusedlstm.lm import parallel
 from fusedlstm.lm.data import Batches
 from fusedlstm.lm.model import LanguageModel
 
@@ -54,7 +55,7 @@ def evaluate(model: LanguageModel, tokens: Tensor, text_bytes: int, window: int,
         tokens: at least two, [M].
         text_bytes: length of the text that the tokens stand for, in bytes.
         window: steps of a window, T; changes memory, not the result.
-        batch_size: parts read side by side, N, each from a zero state.
+        batch_size: parts read side by side, N, each from a zero state; shared among the processes of a run.
 
     Returns:
         The mean over all predicted tokens.
@@ -69,9 +70,12 @@ def evaluate(model: LanguageModel, tokens: Tensor, text_bytes: int, window: int,
     nats, count, hidden = 0.0, 0, None
     with torch.no_grad():
         for index in range(len(batches)):
-            x, target = batches[index]
+            x, target = (parallel.own_rows(part) for part in batches[index])
+            if x.numel() == 0:  # fewer parts than processes
+                break
             logits, hidden = model(x, hidden)
             nats += F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum").item()
             count += target.numel()
     model.train(training)
-    return Evaluation(nats / count, len(tokens) / text_bytes)
+    nats, tokens_read = parallel.total(nats, count)
+    return Evaluation(nats / tokens_read, len(tokens) / text_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusedlstm.lm import checkpoint
+from fusedlstm.lm import checkpoint, parallel
 from fusedlstm.lm.checkpoint import Checkpoint, CheckpointError
 from fusedlstm.lm.config import TrainConfig
 from fusedlstm.lm.data import Batches, load_corpus
@@ -41,10 +42,17 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.55 + 0.45 * math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-class Trainer:
-    """One training run: model, optimizer, place in the text and random state.
+def _seed_of_step(seed: int, step: int, process: int) -> int:
+    """A seed for the draws of one update, unlike that of any other."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {step} {process}".encode()).digest()[:8], "big")
 
-    Random numbers come from the run's own stream, so several runs in one process do not disturb each other.
+
+class Trainer:
+    """One training run: model, optimizer and place in the text.
+
+    Random numbers follow from seed, step and process alone, so several runs in one process do not disturb each other.
+    Within a process group every process makes the same Trainer and calls the same methods; each trains its own part of
+    the batch's streams.
 
     Args:
         config: what to train.
@@ -53,11 +61,11 @@ class Trainer:
         corpus: the text, split.
         model: the model in training.
         step: updates made so far.
-        losses: nats per token of each update's window, before the update.
+        losses: nats per token of each update's window, of all processes, before the update.
 
     Raises:
         OSError: a file of ``config.data`` cannot be read.
-        ValueError: the text is too short for one window.
+        ValueError: the text is too short for one window, or the batch cannot be shared evenly among the processes.
 
     Example:
         >>> trainer = Trainer(TrainConfig(hidden_size=16, window=8, batch_size=2, steps=3))
@@ -66,6 +74,11 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig) -> None:
+        if config.batch_size % parallel.size():
+            raise ValueError(
+                f"batch_size must be a multiple of the {parallel.size()} processes, got {config.batch_size}; change"
+                " one of them"
+            )
         self.config = config
         self.corpus = load_corpus(config.data, config.vocabulary, config.max_words, config.held_out)
         needed = config.window * config.batch_size + 1
@@ -78,7 +91,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = config.build_model(self.corpus.vocabulary.size)
-            self._rng = torch.get_rng_state()
+        self._called_model = parallel.data_parallel(self.model)
         self._optimizer = torch.optim.Adam(self.model.parameters(), fused=True)
         self.step = 0
         self.losses: list[float] = []
@@ -94,14 +107,13 @@ class Trainer:
         Raises:
             FloatingPointError: the loss is not finite; no update was made.
         """
-        x, target = self._batches[self._position]
+        x, target = (parallel.own_rows(part) for part in self._batches[self._position])
         self.model.train()
         with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self._rng)
-            logits, hidden = self.model(x, self._hidden)
-            self._rng = torch.get_rng_state()
+            torch.manual_seed(_seed_of_step(self.config.seed, self.step, parallel.rank()))
+            logits, hidden = self._called_model(x, self._hidden)
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
-        value = loss.item()
+        value = parallel.total(loss.item())[0] / parallel.size()
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"learning_rate must keep the loss finite, got {value} at step {self.step + 1} "
@@ -130,7 +142,7 @@ class Trainer:
         Args:
             until: step to reach; None means all of ``config.steps``.
             on_step: called with step and loss after each update.
-            stop: asked after each update; True ends the run early.
+            stop: asked after each update; True, in any process, ends the run early.
 
         Returns:
             Step and loss (nats per token) of each update made.
@@ -142,7 +154,7 @@ class Trainer:
             history.append((self.step, loss))
             if on_step is not None:
                 on_step(self.step, loss)
-            if stop is not None and stop():
+            if stop is not None and parallel.agree(stop()):
                 break
         return history
 
@@ -152,7 +164,7 @@ class Trainer:
         return evaluate(self.model, corpus.held_out, corpus.held_out_bytes, config.window, config.batch_size)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything that ``resume`` needs to one file, atomically.
+        """Write everything that ``resume`` needs to one file, atomically; of several processes the first one does.
 
         Args:
             path: the file to create or replace.
@@ -165,16 +177,19 @@ class Trainer:
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
         if self._hidden is not None:
             states = (self._hidden,) if isinstance(self._hidden, Tensor) else self._hidden
-            tensors |= {f"hidden.{index}": tensor for index, tensor in enumerate(states)}
-        tensors |= {"rng": self._rng, "losses": torch.tensor(self.losses, dtype=torch.float64)}
+            tensors |= {f"hidden.{index}": parallel.gather_rows(tensor) for index, tensor in enumerate(states)}
+        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         corpus = self.corpus
-        checkpoint.save(
-            path, Checkpoint(self.config, corpus.vocabulary, self.step, self._position, corpus.digest, tensors)
-        )
+        if parallel.rank() == 0:
+            checkpoint.save(
+                path, Checkpoint(self.config, corpus.vocabulary, self.step, self._position, corpus.digest, tensors)
+            )
 
     @classmethod
     def resume(cls, path: str | os.PathLike[str], **changes: Any) -> Trainer:
         """Continue the run of a checkpoint: each later loss and weight is what it would have been without the break.
+
+        The number of processes may be another one; then so are dropout's draws, and the sums are rounded differently.
 
         Args:
             path: a file that ``save`` wrote.
@@ -213,9 +228,8 @@ class Trainer:
             index, _, moment = name.partition(".")
             moments.setdefault(int(index), {})[moment] = tensor
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
-        states = [tensor for _, tensor in sorted(stored.group("hidden").items())]
+        states = [parallel.own_rows(tensor) for _, tensor in sorted(stored.group("hidden").items())]
         if states:
             self._hidden = states[0] if len(states) == 1 else (states[0], states[1])
-        self._rng = stored.tensors["rng"]
         self.losses = stored.tensors["losses"].tolist()
         self.step, self._position = stored.step, stored.position

@@ -12,10 +12,7 @@ import torch
 from small import SMALL_FLAGS, TEXT
 
 from fusedlstm.__main__ import main
-from fusedlstm.lm import (
-    Trainer,
-    checkpoint,
-)
+from fusedlstm.lm import TrainConfig, Trainer, checkpoint
 from fusedlstm.lm.console import Interrupt
 
 ROOT = Path(__file__).parents[2]
@@ -163,15 +160,26 @@ def test_ctrl_c_saves_and_resume_finishes_the_same_run(tmp_path, text, capsys):
     assert interrupted.losses == whole.losses
 
 
-def test_second_ctrl_c_stops_at_once():
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_second_ctrl_c_stops_at_once(first):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with Interrupt() as interrupt:
         assert not interrupt.requested
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(first)
         assert interrupt.requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_ctrl_c_before_the_first_step(tmp_path, text, monkeypatch, capsys):
+    out = tmp_path / "model.safetensors"
+    build = TrainConfig.build_model
+    monkeypatch.setattr(TrainConfig, "build_model", lambda *args: (signal.raise_signal(signal.SIGINT), build(*args))[1])
+    status, printed = _run(["train", "--data", text, "--out", str(out), *SMALL_FLAGS], capsys)
+    assert status == 130
+    assert "interrupted before the first step" in printed.err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("package", ["safetensors", "tqdm"])

@@ -1,0 +1,99 @@
+"""One run in several processes: torchrun starts them, torch.distributed joins them, DistributedDataParallel trains.
+
+Every process holds the whole model and its own streams of the batch. In a single process all of this does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run has ended or cannot be reached."""
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return distributed.is_available() and distributed.is_torchelastic_launched()
+
+
+def size() -> int:
+    """Number of processes."""
+    return distributed.get_world_size() if _joined() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0; the first one writes and speaks."""
+    return distributed.get_rank() if _joined() else 0
+
+
+def _joined() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Joins the processes that torchrun started, until the end of the block.
+
+    Raises:
+        LostProcessError: in the block, when an exchange with the others failed.
+
+    Example:
+        >>> with process_group():
+        ...     size()
+        1
+    """
+    if not launched():
+        yield
+        return
+    distributed.init_process_group("gloo")
+    try:
+        yield
+    except RuntimeError as error:  # gloo raises no type of its own, in our exchanges and in those of the gradients
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
+            raise
+        text = f"lost another of the {size()} processes, which ended or cannot be reached"
+        raise LostProcessError(text) from error
+    finally:
+        distributed.destroy_process_group()
+
+
+def data_parallel(model: Model) -> Model | DistributedDataParallel:
+    """The model to call in training, whose gradients are the mean over all processes."""
+    return DistributedDataParallel(model) if size() > 1 else model
+
+
+def own_rows(batch: Tensor) -> Tensor:
+    """This process's part [T, n] of a batch [T, N], or of states [L, N, H]."""
+    return batch.tensor_split(size(), 1)[rank()]
+
+
+def gather_rows(part: Tensor) -> Tensor:
+    """The whole of what :func:`own_rows` has split evenly; every process must call it."""
+    if size() == 1:
+        return part
+    parts = [torch.empty_like(part) for _ in range(size())]
+    distributed.all_gather(parts, part.contiguous())
+    return torch.cat(parts, 1)
+
+
+def total(*values: float) -> list[float]:
+    """Sums over all processes, in float64; every process must call it."""
+    if size() == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64)
+    distributed.all_reduce(sums)
+    return sums.tolist()
+
+
+def agree(wish: bool) -> bool:
+    """Whether any process has the wish, the same answer in all; every process must call it."""
+    return total(float(wish))[0] > 0
