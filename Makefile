@@ -29,6 +29,8 @@ $(VENV)/bin/python:
 $(STAMP): $(NATIVE) | $(if $(VENV),$(VENV)/bin/python)
 	$(if $(VENV),$(PY) -m pip install --quiet $(TORCH) "setuptools>=70.1" ninja pybind11)
 	$(PY) -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	# Not as others are: it asks for torchvision, of which the index has a build for CUDA only, and for another torch.
+	$(PY) -m pip install --quiet --no-deps fastai
 	@mkdir -p $(@D) && touch $@
 
 demo: venv

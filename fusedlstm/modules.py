@@ -79,7 +79,7 @@ class LSTM(nn.RNNBase):
         self.recompute = recompute
 
     def _get_name(self) -> str:
-        return f"fusedlstm.{super()._get_name()}"  # so that the repr of a model shows what was swapped
+        return f"fusedlstm.{type(self).__name__}"  # so that the repr of a model shows what was swapped
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
@@ -269,7 +269,7 @@ class LSTMCell(nn.RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def _get_name(self) -> str:
-        return f"fusedlstm.{super()._get_name()}"
+        return f"fusedlstm.{type(self).__name__}"
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         """Runs one step.

@@ -1,7 +1,8 @@
 """Turning the LSTMs of an existing model into fused ones, and back, in place."""
 
 import warnings
-from typing import TypeVar
+from types import FunctionType
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from fusedlstm.modules import LSTM, LSTMCell
 
+# A class of torch's and the one to take its place; subclasses are added as they are met.
 _FUSED: dict[type[nn.Module], type[nn.Module]] = {nn.LSTM: LSTM, nn.LSTMCell: LSTMCell}
 _PLAIN = {fused: plain for plain, fused in _FUSED.items()}
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -20,8 +22,9 @@ def replace_lstm(model: Model) -> Model:
     """Makes every ``nn.LSTM`` and ``nn.LSTMCell`` of a model a fused one, in place.
 
     Only the class of each module changes. Its parameters stay the same objects, so optimizers, tied weights,
-    hooks, parametrizations, weight norm, frozen parameters and ``state_dict`` are not affected. A module that
-    cannot be taken (a subclass with code of its own, an unsupported dtype) is left as it is, with a warning.
+    hooks, parametrizations, weight norm, frozen parameters and ``state_dict`` are not affected. A subclass keeps its
+    other bases and its methods. A module that cannot be taken is left as it is, with a warning: one with a ``forward``
+    or calls of ``super()`` of its own, or of an unsupported dtype.
 
     Args:
         model: any module; it may be an LSTM itself.
@@ -76,17 +79,58 @@ def _change_classes(model: Model, classes: dict[type[nn.Module], type[nn.Module]
 
 def _change_class(module: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> str | None:
     """Changes the class of one module; why not, when it cannot be done."""
-    own = type(module)
-    parametrized = parametrize.is_parametrized(module)
-    base = own.__bases__[0] if parametrized else own
-    if base not in classes:
-        return f"{own.__module__}.{own.__qualname__} is a subclass that may have code of its own"
+    if "forward" in vars(module):
+        return "its forward is another function, put in place on the module itself"
     unsupported = {p.dtype for p in module.parameters()} - set(_DTYPES)
     if unsupported:
         return f"its dtype is {unsupported.pop()}"
-    target = classes[base]
-    if parametrized:  # torch keeps parametrized attributes as properties of a class made for this module alone
-        attributes = {key: value for key, value in vars(own).items() if key not in ("__dict__", "__weakref__")}
-        target = type(own.__name__, (target,), attributes)
+    own = type(module)
+    try:
+        if parametrize.is_parametrized(module):  # by properties of a class that torch has made for this module alone
+            target = _with_bases(own, (_counterpart(own.__bases__[0], classes),), {})
+        else:
+            target = _counterpart(own, classes)
+    except _CodeOfItsOwnError as error:
+        return str(error)
     module.__class__ = target
     return None
+
+
+class _CodeOfItsOwnError(Exception):
+    pass
+
+
+def _counterpart(own: type[nn.Module], classes: dict[type[nn.Module], type[nn.Module]]) -> type[nn.Module]:
+    """The class to take the place of one; that of a subclass is made when it is first met."""
+    if own in classes:
+        return classes[own]
+    calls_super = any("__class__" in _closure(part) for name, part in vars(own).items() if name != "__init__")
+    known = classes is _FUSED and any(base in classes for base in own.__bases__)
+    if "forward" in vars(own) or calls_super or not known:
+        raise _CodeOfItsOwnError(f"{own.__module__}.{own.__qualname__} is a subclass that may have code of its own")
+    fused = _with_bases(
+        own,
+        tuple(classes.get(base, base) for base in own.__bases__),
+        # Its name leads to the class it was made of, and so does a pickle.
+        {"__reduce_ex__": lambda self, protocol: (_empty, (own,), *object.__reduce_ex__(self, protocol)[2:])},
+    )
+    _FUSED[own], _PLAIN[fused] = fused, own
+    return fused
+
+
+def _with_bases(own: type[nn.Module], bases: tuple[type, ...], more: dict[str, Any]) -> type[nn.Module]:
+    attributes = {name: part for name, part in vars(own).items() if name not in ("__dict__", "__weakref__")}
+    metaclass: Any = type(own)
+    made: type[nn.Module] = metaclass(own.__name__, bases, attributes | more)
+    return made
+
+
+def _closure(part: Any) -> tuple[str, ...]:
+    """Names that a function or property takes from around it; super() takes __class__."""
+    functions = (part.fget, part.fset) if isinstance(part, property) else (getattr(part, "__func__", part),)
+    return tuple(name for each in functions if isinstance(each, FunctionType) for name in each.__code__.co_freevars)
+
+
+def _empty(own: type[nn.Module]) -> nn.Module:
+    module = _counterpart(own, _FUSED)
+    return module.__new__(module)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fusedlstm
 
@@ -117,6 +117,28 @@ def test_inductor(options):
         torch.testing.assert_close(got, expected)
     with torch.no_grad():
         for got, expected in zip(compiled(*call[0], **options), model(*call[0], **options), strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+class Packing(Model):
+    """Packs and unpacks by itself, which torch does not trace."""
+
+    def forward(self, x, lengths):
+        packed = pack_padded_sequence(self.embed(x), lengths, enforce_sorted=False)
+        y, state = self.lstm(packed)
+        return self.read(pad_packed_sequence(y)[0]), *state
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # the compiler's
+def test_a_model_that_packs_by_itself_is_compiled_around_it():
+    torch._dynamo.reset()
+    model = fusedlstm.replace_lstm(Packing())
+    compiled = torch.compile(model, backend="aot_eager")
+    for T, N in SIZES:
+        call = (torch.randn(T, N, 6), torch.tensor([1, T, 2, 3, 1, 1][:N])), {}
+        for got, expected in zip(
+            _outputs_and_gradients(compiled, model, call), _outputs_and_gradients(model, model, call), strict=True
+        ):
             torch.testing.assert_close(got, expected)
 
 

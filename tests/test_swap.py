@@ -1,6 +1,7 @@
 """replace_lstm and restore_lstm leave everything about a model alone but the class of its LSTMs."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -131,22 +132,75 @@ def test_weight_drop_by_hand():
     assert raw.grad.any()
 
 
+class Resets:
+    """A forward for any kind of RNN, as packages have that put their own in front of torch's."""
+
+    def forward(self, input, hx=None, restart=False):
+        return super().forward(input, None if restart else hx)
+
+
+class RestartingLSTM(Resets, nn.LSTM):
+    def zero(self, rows):
+        return torch.zeros(1, rows, self.hidden_size), torch.zeros(1, rows, self.hidden_size)
+
+
+def test_a_subclass_without_a_forward_of_its_own_is_taken():
+    lstm, x, hx = RestartingLSTM(3, 4), torch.randn(5, 2, 3), (torch.randn(1, 2, 4), torch.randn(1, 2, 4))
+    expected = [lstm(x, hx, restart)[0] for restart in (False, True)]
+    fusedlstm.replace_lstm(lstm)
+    assert isinstance(lstm, fusedlstm.LSTM)
+    assert isinstance(lstm, Resets)
+    assert repr(lstm) == "fusedlstm.RestartingLSTM(3, 4)"
+    for module in (lstm, copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm))):
+        assert type(module) is type(lstm)
+        torch.testing.assert_close([module(x, hx, restart)[0] for restart in (False, True)], expected)
+    parametrizations.weight_norm(lstm, "weight_hh_l0")
+    fusedlstm.restore_lstm(lstm)
+    parametrize.remove_parametrizations(lstm, "weight_hh_l0")
+    assert type(lstm) is RestartingLSTM
+    torch.testing.assert_close(lstm(x, hx, True)[0], expected[1])
+
+
+class CallsSuper(nn.LSTM):
+    def extra_repr(self):
+        return super().extra_repr() + ", mine"
+
+
 class OwnForward(nn.LSTM):
     def forward(self, input, hx=None):
         return super().forward(2 * input, hx)
 
 
 def test_what_cannot_be_taken_is_left_and_reported():
+    wrapped = nn.LSTM(3, 4)
+    wrapped.forward = lambda *args, forward=wrapped.forward: forward(*args)
     model = nn.ModuleDict(
-        {"own": OwnForward(3, 4), "complex": nn.LSTM(3, 4, dtype=torch.complex64), "fine": nn.LSTM(3, 4)}
+        {
+            "own": OwnForward(3, 4),
+            "super": CallsSuper(3, 4),
+            "complex": nn.LSTM(3, 4, dtype=torch.complex64),
+            "wrapped": wrapped,
+            "fine": nn.LSTM(3, 4),
+        }
     )
-    with pytest.warns(
-        UserWarning, match=r"left these modules as they are: own \(.*OwnForward.*; complex \(.*complex64"
-    ):
+    reasons = r"own \(.*OwnForward.*; super \(.*CallsSuper.*; complex \(.*complex64.*; wrapped \(its forward is another"
+    with pytest.warns(UserWarning, match=f"left these modules as they are: {reasons}"):
         fusedlstm.replace_lstm(model)
     assert type(model["own"]) is OwnForward
+    assert type(model["super"]) is CallsSuper
+    assert type(model["wrapped"]) is nn.LSTM
+    model["wrapped"](torch.randn(5, 2, 3))
     assert type(model["complex"]) is nn.LSTM
     assert type(model["fine"]) is fusedlstm.LSTM
+
+
+class Mine(fusedlstm.LSTM):
+    pass
+
+
+def test_a_subclass_of_ours_is_not_restored():
+    with pytest.warns(UserWarning, match=r"restore_lstm left these modules as they are: the model itself \(.*Mine"):
+        fusedlstm.restore_lstm(Mine(3, 4))
 
 
 def test_twice_is_once_and_other_models_are_untouched():
