@@ -40,14 +40,15 @@ class Packing:
 
     def __init__(self, input: PackedSequence, N: int) -> None:
         sizes, steps = input.batch_sizes, input.data.shape[0]
-        self._shape = sizes.shape[0], N
         T = sizes.shape[0]  # not len(), which torch.export takes for a constant
         # Step t holds packed entries first .. first + sizes[t], which belong to places t * N .. t * N + sizes[t].
-        shift = torch.arange(T) * N - (sizes.cumsum(0) - sizes)
-        places = torch.arange(steps) + shift.repeat_interleave(sizes, output_size=steps)
-        lengths = (sizes > torch.arange(N)[:, None]).sum(1)
+        every_t, every_n, entries = (torch.arange(count, device=sizes.device) for count in (T, N, steps))
+        shift = every_t * N - (sizes.cumsum(0) - sizes)
+        places = entries + shift.repeat_interleave(sizes, output_size=steps)
+        lengths = (sizes > every_n[:, None]).sum(1)
         device = input.data.device
         self._places, self.lengths = (index.to(device, non_blocking=True) for index in (places, lengths))
+        self._shape = T, N
 
     def pad(self, data: Tensor) -> Tensor:
         """[S, I] as [T, N, I], zero past a row's end."""

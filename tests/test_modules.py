@@ -154,6 +154,23 @@ def test_packed_batch_first_and_hypothetical_single_rows():
     _assert_equal_runs(ours, torchs, pack_sequence([torch.randn(1, 2)]))
 
 
+def test_packed_under_another_default_device():
+    ours, torchs = _pair(4, 7)
+    packed = pack_padded_sequence(torch.randn(6, 3, 4), torch.tensor([6, 2, 1]))
+    with torch.device("meta"):
+        got = ours(packed)[0].data
+    torch.testing.assert_close(got, torchs(packed)[0].data)
+
+
+def test_packed_states_of_another_batch_are_refused():
+    lstm, packed = fusedlstm.LSTM(4, 7), pack_padded_sequence(torch.randn(6, 3, 4), torch.tensor([6, 2, 1]))
+    hx = torch.randn(1, 4, 7), torch.randn(1, 4, 7)
+    with pytest.raises(ValueError, match=r"hx\[0\] must be \[1, 3, 7\] for this input, got \[1, 4, 7\]"):
+        lstm(packed, hx)
+    with pytest.raises(ValueError, match="hx must have 3 rows as the PackedSequence, got 4"):
+        fusedlstm.lstm(packed, hx, list(lstm.parameters()))
+
+
 def test_pickle_deepcopy_and_conversion(device):
     lstm = fusedlstm.LSTM(3, 4, 2, device=device).eval()
     x = torch.randn(5, 2, 3, device=device)
