@@ -2,10 +2,14 @@
 # VENV:    its folder; empty means "use PYTHON as it is" (a machine that already has torch).
 # TORCH:   the torch to install into a new environment.
 # RESULTS: where `make gpu` writes its records.
+# DIST:    where `make wheel` puts sdist and wheel.
+# TORCHES: what `make wheel-check` runs the wheel with.
 PYTHON  ?= python3
 VENV    ?= .venv
 TORCH   ?= torch==2.13.0
 RESULTS ?= benchmarks/results
+DIST    ?= dist
+TORCHES ?= 2.11.0 2.13.0
 
 PY     := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 BIN    := $(if $(VENV),$(VENV)/bin/)
@@ -13,12 +17,15 @@ STAMP  := $(if $(VENV),$(VENV)/installed,build/installed)
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f -name '*.[ch]*')
 FORMAT := $(shell find csrc tests -type f \( -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
+# Libraries that come with torch, OpenMP's among them. A wheel with a copy would bring a second one into the process.
+FROM_TORCH := 'libc10*.so' 'libtorch*.so' libgomp.so.1 'libcudart.so.*'
+
 # AddressSanitizer must be in the process before Python is; Python's own allocations are never freed at its end.
 ASAN    = FUSEDLSTM_ASAN=1 ASAN_OPTIONS=detect_leaks=0 \
           LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
 GPU     = $(PY) -m tests.gpu --results $(RESULTS) --commit "$$(git describe --always --abbrev=40 --dirty 2>/dev/null || echo unknown)"
 
-.PHONY: venv demo bench test test-asan lint format cuda-check gpu gpu-build gpu-test gpu-probes gpu-sanitize gpu-bench clean
+.PHONY: venv demo bench test test-asan lint format cuda-check wheel wheel-check gpu gpu-build gpu-test gpu-probes gpu-sanitize gpu-bench clean
 
 venv: $(STAMP)
 
@@ -65,6 +72,24 @@ format: venv
 cuda-check: venv
 	$(PY) tests/compile_gate.py --missing | xargs --no-run-if-empty $(PY) -m pip install --quiet --no-deps
 	$(PY) tests/compile_gate.py
+
+# One wheel for every torch from 2.10 on; what auditwheel finds missing from FROM_TORCH, the patcher "none" refuses.
+wheel: venv
+	rm -f $(DIST)/fusedlstm-*
+	$(PY) -m build --no-isolation --outdir $(DIST)
+	$(PY) -m auditwheel repair --patcher none --strip $(FROM_TORCH:%=--exclude %) --wheel-dir $(DIST) $(DIST)/*-linux_*.whl
+	rm $(DIST)/*-linux_*.whl
+
+# The tests of the CPU with the wheel installed beside each torch. 2.11 is a CUDA build: 3 GB to fetch, 5 GB in build/.
+wheel-check: wheel
+	set -e; for torch in $(TORCHES); do \
+		folder=build/torch-$$torch; \
+		$(PYTHON) -m venv --clear $$folder; \
+		$$folder/bin/python -m pip install --quiet torch==$$torch numpy pytest hypothesis $(DIST)/*-manylinux*.whl; \
+		cp -r tests pyproject.toml $$folder; \
+		(cd $$folder && bin/python -m fusedlstm info && \
+			bin/python -m pytest -q -k "cpu or import" tests/test_import.py tests/test_ops.py tests/test_modules.py); \
+	done
 
 # On a machine with a GPU; its own torch and toolkit, nothing fetched: make gpu VENV= PYTHON=python3
 gpu: gpu-build

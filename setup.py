@@ -1,7 +1,11 @@
 """Builds fusedlstm._C; metadata is in pyproject.toml."""
 
 import os
+import re
+import shlex
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -9,6 +13,9 @@ from setuptools import setup
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent.resolve()
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
+    sys.exit(f"fusedlstm: torch must be 2.10 or later, got {torch.__version__}; run: pip install --upgrade torch")
+
 CPU_SOURCES = [
     "csrc/module.cpp",
     "csrc/ops.cpp",
@@ -47,6 +54,10 @@ def cuda_problem() -> str | None:
     missing = [name for name in ("bin/nvcc", "include/cuda_runtime.h") if not Path(home, name).exists()]
     if missing:  # torch guesses from the nvcc on the PATH, which may be a link or a script outside its toolkit
         return f"CUDA_HOME={home} is no CUDA toolkit (no {missing[0]}); set CUDA_HOME to the folder of the toolkit"
+    told = subprocess.run([Path(home, "bin/nvcc"), "--version"], capture_output=True, text=True, check=False).stdout
+    found, wanted = re.search(r"release (\d+)", told), torch.version.cuda.split(".")[0]
+    if found and found[1] != wanted:
+        return f"CUDA_HOME={home} has CUDA {found[1]}, torch has {wanted}; set CUDA_HOME to a toolkit of CUDA {wanted}"
     return None
 
 
@@ -77,13 +88,44 @@ def cublas_headers() -> list[str]:
     return [str(found[0].parent)]
 
 
+# g++ 11 knows C++20 but not the shuffles of csrc/cpu/simd.h.
+NEEDED = """
+#if !__has_builtin(__builtin_shufflevector)
+#error no __builtin_shufflevector
+#endif
+#include <omp.h>
+#include <Python.h>
+"""
+
+
+class Build(cpp_extension.BuildExtension):
+    """Asks the compiler for what is needed before the first source: ninja's log would bury the line that matters."""
+
+    def build_extensions(self) -> None:
+        compiler = os.environ.get("CXX", "c++")
+        command = f"{compiler} -std=c++20 -fopenmp -I{sysconfig.get_path('include')} -E -x c++ -"
+        try:
+            run = subprocess.run(shlex.split(command), input=NEEDED, capture_output=True, text=True, check=False)
+            errors = [line for line in run.stderr.splitlines() if "error" in line] if run.returncode else []
+        except OSError as error:
+            errors = [f"{error.strerror}: {error.filename}"]
+        if errors:
+            sys.exit(
+                f"fusedlstm: the compiler must be g++ 12 or later with Python's headers, got from CXX={compiler}:"
+                f" {errors[0]}; install g++ and python3-dev, or set CXX"
+            )
+        super().build_extensions()
+
+
+# Errors name csrc/... and torch/..., not the builder's folders; of two that fit, the last counts.
+folders = [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, Path(torch.__file__).parents[1])]
 host_flags = [
     "-O3",
     "-std=c++20",
     "-fopenmp",
     "-fvisibility=hidden",
     "-Wall",
-    f"-ffile-prefix-map={ROOT}/=",  # errors name csrc/..., not the builder's folders
+    *folders,
 ]
 archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "native") if cuda else ""
 extension = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
@@ -100,10 +142,10 @@ setup(
             ],
             extra_compile_args={
                 "cxx": host_flags,
-                "nvcc": ["-O3", "-std=c++20"],
+                "nvcc": ["-O3", "-std=c++20", *(f"-Xcompiler={flag}" for flag in folders)],
             },
             extra_link_args=["-fopenmp"],
         )
     ],
-    cmdclass={"build_ext": cpp_extension.BuildExtension},
+    cmdclass={"build_ext": Build},
 )

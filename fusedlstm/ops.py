@@ -10,11 +10,12 @@ from torch.autograd import forward_ad
 from fusedlstm import reference
 
 try:
-    from fusedlstm import _C  # importing it registers the operators
+    import fusedlstm._C as _C  # importing it registers the operators
 except ImportError as error:
     raise ImportError(
-        f"fusedlstm._C must be built for this Python, got {error}; run: pip install --no-build-isolation -e ."
-        " (in the source tree), or leave that folder to use an installed fusedlstm"
+        f"fusedlstm._C must be built for this Python and a torch like {torch.__version__}, got: {error};"
+        " run: pip install --no-build-isolation -e . (in the source tree), or leave that folder to use an installed"
+        " fusedlstm"
     ) from error
 
 _ops = torch.ops.fusedlstm
