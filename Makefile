@@ -73,7 +73,7 @@ cuda-check: venv
 	$(PY) tests/compile_gate.py --missing | xargs --no-run-if-empty $(PY) -m pip install --quiet --no-deps
 	$(PY) tests/compile_gate.py
 
-# One wheel for every torch from 2.10 on; what auditwheel finds missing from FROM_TORCH, the patcher "none" refuses.
+# One wheel for every torch from 2.10 on. The patcher "none" fails where auditwheel would copy any other library.
 wheel: venv
 	rm -f $(DIST)/fusedlstm-*
 	$(PY) -m build --no-isolation --outdir $(DIST)

@@ -10,8 +10,8 @@
 #include "cpu/plan.h"
 #include "plan.h"
 
-// libstdc++'s shared_ptr asks this flag of glibc, from 2.32 on, whether there has ever been a second thread. One of our
-// own, always false, lets a wheel run where torch's does, with glibc 2.28.
+// libstdc++'s shared_ptr asks this flag of glibc, from 2.32 on, whether there has ever been a second thread.
+// One of our own, always false, lets a wheel run where torch's does, with glibc 2.28.
 extern "C" {
 char __libc_single_threaded = 0;
 }

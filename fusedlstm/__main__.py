@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fusedlstm.lm.console import Interrupt
 
 _LOST_PROCESS = 1
+_READER_GONE = 1
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
 _COMMAND = "python -m fusedlstm"
@@ -268,14 +269,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes the process's own.
 
     Returns:
-        Exit status: 0, 1 when another process of the run was lost, 2 after an error, 130 after Ctrl-C.
+        Exit status: 0, 1 when another process of the run or the reader of the output was lost, 2 after an error,
+        130 after Ctrl-C.
     """
     args = _parser().parse_args(arguments)
     try:
         status: int = args.run(args)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted; nothing was saved since the last line above", file=sys.stderr)
         return _INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has gone, as head does
+        # What is still buffered would fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _READER_GONE
     except (ArithmeticError, ModuleNotFoundError, OSError, ValueError) as error:
         # The library speaks of arguments, this program of options; both messages begin with the name.
         name, _, rest = str(error).partition(" ")

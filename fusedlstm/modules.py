@@ -1,6 +1,6 @@
 """The modules: LSTM and LSTMCell, drop-in replacements of torch.nn.LSTM and torch.nn.LSTMCell."""
 
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -88,11 +88,17 @@ class LSTM(nn.RNNBase):
         """Does nothing: the kernels read the parameters where they are (``nn.LSTM`` moves them into one buffer)."""
 
     @overload
-    def __call__(
-        self, input: Tensor, hx: State | None = None, *, lengths: Tensor | None = None, resets: Tensor | None = None
+    def forward(
+        self,
+        input: Tensor,
+        hx: State | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_states: Literal[False] = False,
     ) -> tuple[Tensor, State]: ...
     @overload
-    def __call__(
+    def forward(
         self,
         input: Tensor,
         hx: State | None = None,
@@ -102,10 +108,25 @@ class LSTM(nn.RNNBase):
         return_states: Literal[True],
     ) -> tuple[Tensor, State, State]: ...
     @overload
-    def __call__(self, input: PackedSequence, hx: State | None = None) -> tuple[PackedSequence, State]: ...
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return super().__call__(*args, **kwargs)
-
+    def forward(
+        self,
+        input: Tensor,
+        hx: State | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_states: bool,
+    ) -> tuple[Tensor, State] | tuple[Tensor, State, State]: ...
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: State | None = None,
+        *,
+        lengths: None = None,
+        resets: None = None,
+        return_states: Literal[False] = False,
+    ) -> tuple[PackedSequence, State]: ...
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -202,6 +223,9 @@ class LSTM(nn.RNNBase):
         )
         # The batch is dimension 1 of the last states and 2 of all states.
         return output.squeeze(batch_dim), *((h.squeeze(dim), c.squeeze(dim)) for dim, (h, c) in enumerate(states, 1))
+
+    if TYPE_CHECKING:  # a call is nn.Module's, typed as forward
+        __call__ = forward
 
     def permute_hidden(self, hx: State, permutation: Tensor | None) -> State:  # type: ignore[override]
         """Reorders the batch of both states, as ``nn.LSTM.permute_hidden`` does."""
@@ -303,6 +327,9 @@ class LSTMCell(nn.RNNCellBase):
             weights += [self.bias_ih, self.bias_hh]
         _, h, c, _ = ops.lstm_layer(rows[None], h0[None], c0[None], weights, cpu_autocast=False)
         return (h[0], c[0]) if input.dim() == 2 else (h[0, 0], c[0, 0])
+
+    if TYPE_CHECKING:  # a call is nn.Module's, typed as forward
+        __call__ = forward
 
 
 def _check_tensor(function: str, name: str, value: Any) -> None:

@@ -53,6 +53,12 @@ def test_info():
     assert run.stdout == text + "\n"
 
 
+def test_a_reader_that_has_gone_is_no_error():
+    command = f"{sys.executable} -m fusedlstm info | true"
+    run = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+
+
 def test_importing_does_not_start_cuda():
     """A process that has started CUDA cannot use it after a fork, as the workers of a data loader are made."""
     script = (

@@ -45,11 +45,14 @@ assert_type(lstm(x), tuple[Tensor, State])
 assert_type(lstm(x, (h, c)), tuple[Tensor, State])
 assert_type(lstm(x, None, resets=x[..., 0] > 0), tuple[Tensor, State])
 assert_type(lstm(x, return_states=True), tuple[Tensor, State, State])
+assert_type(lstm(x, return_states=False), tuple[Tensor, State])
+assert_type(lstm(x, return_states=bool(h.any())), tuple[Tensor, State] | tuple[Tensor, State, State])
 assert_type(lstm(packed), tuple[PackedSequence, State])
 assert_type(lstm(packed, (h, c)), tuple[PackedSequence, State])
 lstm.recompute = False
 
 cell = fusedlstm.LSTMCell(8, 16)
+assert_type(cell(x[0]), State)
 row: Tensor = cell(x[0])[0]
 row, _ = cell(x[0], (h[0], c[0]))
 
@@ -80,6 +83,7 @@ y, state, states = lstm(x)  # wrong
 y, state = lstm(x, return_states=True)  # wrong
 lstm.recompute = "yes"  # wrong
 fusedlstm.LSTMCell(8, 16, num_layers=2)  # wrong
+fusedlstm.LSTMCell(8, 16)(packed)  # wrong
 fusedlstm.replace_lstm("model")  # wrong
 fusedlstm.lstm(x, weights=[])  # wrong
 fusedlstm.lstm(x, (x, x), [], num_layers="2")  # wrong
