@@ -11,7 +11,10 @@ import fusedlstm
 
 # The exporters' own, and about several inputs that share a size.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning", "ignore:.*shares the same shape constraints"
+    "ignore:.*:DeprecationWarning",
+    "ignore:.*:FutureWarning",
+    "ignore:.*shares the same shape constraints",
+    "ignore:The given buffer is not writable",
 )
 
 
