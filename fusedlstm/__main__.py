@@ -157,6 +157,7 @@ def _train(args: argparse.Namespace) -> int:
     from fusedlstm.lm import checkpoint, parallel
     from fusedlstm.lm.console import Interrupt
 
+    begin = time.time()
     # Outermost: torchrun sends SIGTERM to those that are left, and they should come to say what happened.
     with Interrupt(shown=_process() == "0") as interrupt:
         try:
@@ -164,7 +165,10 @@ def _train(args: argparse.Namespace) -> int:
                 return _train_in_group(args, interrupt)
         except parallel.LostProcessError as error:
             out = Path(args.out)
-            held = f"{out}, step {checkpoint.load(out).step}; {_how_to_resume(out)}" if out.exists() else "none yet"
+            own = out.exists() and (
+                args.resume or out.stat().st_mtime >= begin
+            )  # --force leaves another run's till then
+            held = f"{out}, step {checkpoint.load(out).step}; {_how_to_resume(out)}" if own else "none yet"
             _fail(f"{error}; last checkpoint: {held}")
             return _LOST_PROCESS
 
@@ -206,10 +210,10 @@ def _train_in_group(args: argparse.Namespace, interrupt: Interrupt) -> int:
     def late() -> bool:
         return deadline is not None and time.monotonic() >= deadline
 
-    tokens = config.window * config.batch_size
     if parallel.agree(interrupt.requested):
         say("interrupted before the first step", sys.stderr)
         return _INTERRUPTED
+    tokens = config.window * config.batch_size
     with Progress(config.steps, trainer.step, tokens, first) as progress:
         while True:
             until = (trainer.step // args.eval_every + 1) * args.eval_every

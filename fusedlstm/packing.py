@@ -21,8 +21,8 @@ def rows(input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None) -> int:
 class Packing:
     """Where the S steps of a packed sequence stand among the T * N of a padded one, rows in sorted order.
 
-    Two gathers in place of ``pad_packed_sequence`` and ``pack_padded_sequence``: torch.compile sees through them, and
-    their gradients are gathers too (T50 N32 I256: 1 ms for both and their backward pass, torch's functions 16).
+    Indexing in place of ``pad_packed_sequence`` and ``pack_padded_sequence``: torch.compile sees through it, and its
+    gradient takes the time of the data once, not once for every step as that of torch's functions.
 
     Args:
         input: the packed sequence.

@@ -105,12 +105,12 @@ def _counterpart(own: type[nn.Module], classes: dict[type[nn.Module], type[nn.Mo
     if own in classes:
         return classes[own]
     calls_super = any("__class__" in _closure(part) for name, part in vars(own).items() if name != "__init__")
-    known = classes is _FUSED and any(base in classes for base in own.__bases__)
-    if "forward" in vars(own) or calls_super or not known:
+    if classes is not _FUSED or "forward" in vars(own) or calls_super:
         raise _CodeOfItsOwnError(f"{own.__module__}.{own.__qualname__} is a subclass that may have code of its own")
+    ours = (nn.LSTM, nn.LSTMCell)
     fused = _with_bases(
         own,
-        tuple(classes.get(base, base) for base in own.__bases__),
+        tuple(_counterpart(base, classes) if issubclass(base, ours) else base for base in own.__bases__),
         # Its name leads to the class it was made of, and so does a pickle.
         {"__reduce_ex__": lambda self, protocol: (_empty, (own,), *object.__reduce_ex__(self, protocol)[2:])},
     )

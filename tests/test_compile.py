@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fusedlstm
+from fusedlstm import ops
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # the compiler's own
 
@@ -131,7 +132,7 @@ class Packing(Model):
         return self.read(pad_packed_sequence(y)[0]), *state
 
 
-@pytest.mark.skipif(torch.__version__ < "2.13", reason="torch 2.11 fails on pad_packed_sequence, whatever the LSTM")
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="torch 2.11 fails to trace pad_packed_sequence")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # the compiler's
 def test_a_model_that_packs_by_itself_is_compiled_around_it():
     torch._dynamo.reset()
@@ -165,12 +166,6 @@ def test_a_layer_adds_less_than_a_second():
     assert (seconds[2] - seconds[1]) / 4 < 1
 
 
-def test_a_setting_of_tf32_is_a_constant_to_the_compiler():
-    """ops.py sets torch.compiler.assume_constant_result's mark by hand, for to import it takes a second."""
-    from fusedlstm import ops
-
-    def chosen(x):
-        return x + 1 if ops._tf32_allowed() else x - 1
-
-    compiled = torch.compile(chosen, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(torch.zeros(2)), chosen(torch.zeros(2)))
+def test_the_mark_of_a_constant_is_torchs_own():
+    """ops.py sets it by hand, for the function that does so takes a second to import."""
+    assert vars(ops._tf32_allowed) == vars(torch.compiler.assume_constant_result(lambda: True))
