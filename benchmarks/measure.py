@@ -296,7 +296,7 @@ def _of_gpu(runner: Runner, with_kernels: bool) -> dict[str, Any]:
     _time(runner, 1)
     found: dict[str, Any] = {"peak_mib": round((torch.cuda.max_memory_allocated() - before) / 2**20, 2)}
     if with_kernels:
-        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiled:
             _time(runner, 1)
         events = sorted(profiled.key_averages(), key=lambda event: -event.device_time_total)
         found["kernels"] = "; ".join(event.key[:60] for event in events[:4])

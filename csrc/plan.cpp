@@ -12,38 +12,43 @@ constexpr int64_t ceil_divide(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// The model's constants. None has been measured on a GPU by this project yet; where each comes from:
+// What one step of a persistent kernel takes, in cycles of a multiprocessor.
+struct PersistentCost {
+  double data, flag;  // by which signal the state is exchanged, and all that happens in any step
+  double round;       // for each further round in which warps finish their items
+  double product;     // of a tile of weights with a tile of rows
+  double rows;        // for each further tile of rows
+  double data_kilobyte, flag_kilobyte;  // of state that a block reads
+};
+
+// The model's constants, measured on an H200 whose host starts kernels slowly: rows of
+// benchmarks/results/h200/{launches,tiers,calibration}.jsonl. Other GPUs are taken to need as many cycles.
 struct Model {
   // Instructions of a thread that do not depend on its units (indices, row lengths), and those of one unit
   // (five exponentials and about forty others): counted in the SASS of stepwise_forward.cu for sm_90.
   int64_t instructions_per_thread = 40, instructions_per_unit = 50;
 
-  // Launches follow each other no faster: nn.LSTM's per-step path takes 6.5 us a step of two launches at
-  // least (table of PyTorch's pull request 62143, 2021).
-  double launch_us = 2.6;
-  // A product of one step, and the kernel of its cells, start and end in so much: cuBLAS at small sizes.
-  double product_us = 2.2, cells_us = 1.9, gap_us = 0.9;
+  // Time of the host for a call of cuBLAS (backward it often adds up parts in a kernel of its own) and for a
+  // kernel: 9.3 to 17 and 4.9 us (launches.jsonl).
+  double product_host_us = 11.4, product_backward_host_us = 16, kernel_host_us = 4.9;
+  // A product of one step, and the kernel of its cells, start and end in so much (tiers.jsonl: 2.5 and 1.9 us
+  // at N 64, H 64); from one kernel to the next on the device (calibration.jsonl, "launch", in a graph).
+  double product_us = 2.5, cells_us = 1.9, gap_us = 0.55;
   double weight_bytes_per_us = 4.0e6;  // of a product whose weights come from the L2 cache
   double cell_bytes_per_us = 3.0e6;
   double product_flops_share = 0.5;  // of the tensor cores' rate in such products
 
-  // Cycles from a store to its sight by another multiprocessor (latencies of the L2 cache, arXiv 2501.12084):
-  // with a flag the fence's answer 450, the flag 200, the poll 400, the data 400; without, the store 200 and
-  // the poll 450. And barriers and drain of a step.
-  double flag_cycles = 1450, data_cycles = 650, fixed_cycles = 400;
-  // Bytes a cycle from the L2 cache to one multiprocessor alone, and to each when all read.
-  double l2_alone = 45, l2_shared = 24;
-  double shared_bytes_per_cycle = 115;  // of 128
-  double cell_cycles = 120, cell_cycles_each = 0.7;
-  double memory_bytes_per_us = 4.0e6;
-  // A cooperative launch, the zeroed exchange, the weights' way onto the chip.
-  double launch_persistent_us = 12;
+  // Fitted by nonnegative least squares to the durations of 28 forward and 22 backward launches of
+  // tiers.jsonl, all within 11%.
+  PersistentCost forward{4080, 5460, 3890, 151, 0, 82, 45}, backward{5110, 5820, 1500, 790, 500, 55, 14};
+  // The weights' way onto the chip, and the kernels that prepare it.
+  double launch_persistent_us = 20;
 };
 constexpr Model kModel;
 
 // Operations of the tensor cores a cycle and multiprocessor, 16-bit types with float32 sums, dense, as
-// mma.sync reaches them: the datasheets' rates, and of that 62% on 9.0 (arXiv 2402.13499), which later chips
-// are taken to have too.
+// mma.sync reaches them: the datasheets' rates, and of that 62% on 9.0 (645 of 1024 TFLOP/s in
+// calibration.jsonl), which later chips are taken to have too.
 double tensor_flops(int compute_capability) {
   if (compute_capability >= 120) return 1024;
   if (compute_capability >= 90) return 0.62 * 4096;
@@ -104,30 +109,22 @@ double stepwise_us(const Problem& problem, const Stepwise& plan, const Limits& l
                       limits.clock_ghz * 1e3;
   const double product = kModel.product_us + std::max(weights / kModel.weight_bytes_per_us, flops / rate);
   const double update = kModel.cells_us + cells * cell_bytes(problem) / kModel.cell_bytes_per_us;
-  return std::max(plan.launches_per_step * kModel.launch_us,
-                  product + update + plan.launches_per_step * kModel.gap_us);
+  const int products = plan.launches_per_step - 1;
+  const double of_host =
+      problem.pass == Pass::forward ? kModel.product_host_us : kModel.product_backward_host_us;
+  return std::max(products * of_host + kModel.kernel_host_us,
+                  products * product + update + plan.launches_per_step * kModel.gap_us);
 }
 
 double persistent_us(const Problem& problem, const Persistent& plan, const Limits& limits) {
-  const double state =
-      static_cast<double>(plan.rows) * plan.pieces * 64 * kPersistentWarps;  // bytes a block reads
-  const double share = static_cast<double>(plan.blocks(problem.directions)) / limits.multiprocessors;
-  const double ingest = state / std::min(kModel.l2_alone, kModel.l2_shared / share);
-  const double terms = static_cast<double>(plan.pieces * kPersistentWarps * 64 / io_bytes(problem.type));
-  const double product = 2.0 * 16 * plan.tiles * plan.rows * terms / flops_per_cycle(problem, limits);
-  const int spilled = std::max(0, plan.tiles * plan.pieces - kRegisterFragments);
-  const double chunks = static_cast<double>(plan.rows) / 8 / plan.chunk;
-  const double weights =
-      plan.rows / 8.0 * spilled * kPersistentWarps * 1024.0 / kModel.shared_bytes_per_cycle;
-  const double partials =
-      2.0 * chunks * 16.0 * static_cast<double>(partial_count(plan)) / kModel.shared_bytes_per_cycle;
-  const double cells = static_cast<double>(plan.rows) * problem.hidden / plan.members;
-  const double updates = chunks * kModel.cell_cycles + kModel.cell_cycles_each * cells;
-  const double memory = static_cast<double>(problem.directions * problem.batch * problem.hidden) *
-                        cell_bytes(problem) / kModel.memory_bytes_per_us * limits.clock_ghz * 1e3;
-  const double busy = std::max({product, weights, ingest, memory}) + 0.25 * std::min(product, ingest);
-  const double exchange = plan.signal == Signal::flag ? kModel.flag_cycles : kModel.data_cycles;
-  const double cycles = exchange + kModel.fixed_cycles + busy + partials + updates;
+  const bool forward = problem.pass == Pass::forward, flag = plan.signal == Signal::flag;
+  const PersistentCost& cost = forward ? kModel.forward : kModel.backward;
+  const double kilobytes = static_cast<double>(plan.rows) * plan.pieces * 64 * kPersistentWarps / 1000;
+  const int row_tiles = plan.rows / 8, chunks = row_tiles / plan.chunk;
+  const int rounds = chunks * plan.rounds;
+  const double cycles = (flag ? cost.flag : cost.data) + cost.round * (rounds - 1) +
+                        cost.product * row_tiles * plan.tiles + cost.rows * (row_tiles - 1) +
+                        (flag ? cost.flag_kilobyte : cost.data_kilobyte) * kilobytes;
   return cycles / (limits.clock_ghz * 1e3) + kModel.launch_persistent_us / static_cast<double>(problem.steps);
 }
 
@@ -156,18 +153,22 @@ std::optional<Persistent> plan_persistent(const Problem& problem, const Limits& 
     const int64_t row_tiles = ceil_divide(problem.batch, 8);
     for (int64_t groups = 1; groups <= std::min(room, row_tiles); ++groups) {
       const int64_t least = ceil_divide(row_tiles, groups);
-      const int64_t chunk = std::min<int64_t>(least, kPersistentWarps / share);
-      const int64_t tiles = ceil_divide(least, chunk) * chunk;
-      if (ceil_divide(row_tiles, tiles) != groups) continue;  // fewer groups do
-      const Persistent plan{.groups = static_cast<int>(groups),
-                            .rows = static_cast<int>(tiles * 8),
-                            .members = static_cast<int>(members),
-                            .tiles = forward ? 2 * share : share,
-                            .pieces = pieces,
-                            .chunk = static_cast<int>(chunk),
-                            .signal = signal};
-      if (shared_bytes(plan) > limits.shared_memory) continue;
-      if (!best || persistent_us(problem, plan, limits) < persistent_us(problem, *best, limits)) best = plan;
+      for (int64_t chunk = std::min<int64_t>(least, kPersistentWarps / share); chunk > 0; chunk /= 2) {
+        const int64_t tiles = ceil_divide(least, chunk) * chunk;
+        if (ceil_divide(row_tiles, tiles) != groups) continue;  // fewer groups do
+        const Persistent plan{.groups = static_cast<int>(groups),
+                              .rows = static_cast<int>(tiles * 8),
+                              .members = static_cast<int>(members),
+                              .tiles = forward ? 2 * share : share,
+                              .pieces = pieces,
+                              .held = register_fragments(problem.pass, pieces),
+                              .chunk = static_cast<int>(chunk),
+                              .rounds = forward || 2 * share * chunk <= kPersistentWarps ? 1 : 2,
+                              .signal = signal};
+        if (shared_bytes(plan) > limits.shared_memory) continue;
+        if (!best || persistent_us(problem, plan, limits) < persistent_us(problem, *best, limits))
+          best = plan;
+      }
     }
   }
   return best;
@@ -199,8 +200,13 @@ Plan make_plan(const Problem& problem, const Limits& limits, Wanted wanted) {
             .persistent_us = 0,
             .reason = "asked for"};
   if (wanted == Wanted::stepwise) return plan;
-  const std::optional<Persistent> persistent =
+  std::optional<Persistent> persistent =
       plan_persistent(problem, limits, wanted == Wanted::persistent_flags ? Signal::flag : Signal::data);
+  if (persistent && wanted == Wanted::fastest) {
+    const std::optional<Persistent> flags = plan_persistent(problem, limits, Signal::flag);
+    if (persistent_us(problem, *flags, limits) < persistent_us(problem, *persistent, limits))
+      persistent = flags;
+  }
   if (!persistent) {
     plan.reason = "no persistent kernel takes this layer on this device";
     return plan;

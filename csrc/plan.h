@@ -61,9 +61,12 @@ struct Stepwise {
 // Blocks have 8 warps and a multiprocessor each. Those of a group share the units of one direction and run
 // its rows of the batch; groups never hear of each other.
 constexpr int kPersistentWarps = 8;
-// Fragments of weights (16 rows by 64 bytes, 8 registers of a thread) that registers hold; the rest is in
-// shared memory. One more, and some kernels spill on some architecture.
-constexpr int kRegisterFragments = 15;
+// Fragments of weights (16 rows by 64 bytes, 8 registers of a thread) that registers hold beside `pieces` of
+// the state; the rest is in shared memory. One more, and some kernel spills on some architecture.
+constexpr int register_fragments(Pass pass, int pieces) {
+  if (pass == Pass::forward) return pieces > 6 ? 11 : pieces > 4 ? 10 : pieces > 2 ? 11 : 14;
+  return pieces > 12 ? 7 : pieces > 8 ? 8 : pieces > 4 ? 11 : 13;
+}
 
 struct Persistent {
   int groups;   // of rows of the batch
@@ -71,7 +74,9 @@ struct Persistent {
   int members;  // blocks of a group
   int tiles;    // of 16 rows of weights that a block holds: 4 gates of 4 units forward, 16 units backward
   int pieces;   // of 64 bytes of the state that each warp multiplies
+  int held;     // fragments of weights in registers
   int chunk;    // tiles of 8 rows of the batch that a block finishes together
+  int rounds;   // in which warps do that, an item of work each: forward 1, backward 1 or 2
   Signal signal;
 
   constexpr int64_t blocks(int64_t directions) const { return directions * groups * members; }
@@ -82,12 +87,12 @@ struct Persistent {
 constexpr int64_t partial_count(const Persistent& plan) {
   return int64_t{plan.chunk} * plan.tiles * kPersistentWarps * 32;
 }
-// Dynamic shared memory: partial sums, cell states (or their gradients), gradients of the biases (backward),
+// Dynamic shared memory: partial sums, cell states (or their gradients), room for gradients of the biases,
 // and weights beyond the registers.
 constexpr int64_t shared_bytes(const Persistent& plan) {
   const int64_t threads = kPersistentWarps * 32, chunks = plan.rows / 8 / plan.chunk;
-  const int64_t spilled = plan.tiles * plan.pieces - kRegisterFragments;
-  return 16 * partial_count(plan) + (chunks * 16 + 2 * 4 * 4) * threads +
+  const int64_t spilled = plan.tiles * plan.pieces - plan.held;
+  return 16 * partial_count(plan) + plan.rounds * (chunks * 8 + 4 * 4) * threads +
          (spilled > 0 ? spilled * threads * 32 : 0);
 }
 

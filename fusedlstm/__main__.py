@@ -119,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     existing.add_argument("--force", action="store_true", default=False, help="replace --out if it exists")
     for field, (metavar, kind, text) in _CONFIG_OPTIONS.items():
         train.add_argument(_flag(field), metavar=metavar, type=kind, help=text + _default(field))
+    train.add_argument(
+        "--device", metavar="DEVICE", default=None, help="cpu or cuda (default: a GPU that fusedlstm has kernels for)"
+    )
     train.add_argument("--minutes", metavar="MINUTES", type=float, default=None, help="stop and save after this long")
     train.add_argument(
         "--eval-every",
@@ -174,6 +177,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _train_in_group(args: argparse.Namespace, interrupt: Interrupt) -> int:
+    from fusedlstm.info import gpu_is_usable
     from fusedlstm.lm import TrainConfig, Trainer, parallel
     from fusedlstm.lm.console import Progress
 
@@ -187,7 +191,8 @@ def _train_in_group(args: argparse.Namespace, interrupt: Interrupt) -> int:
     out = Path(args.out)
     _check_out(out, args.resume, args.force)
 
-    trainer = Trainer.resume(out, **given) if args.resume else Trainer(TrainConfig(**given))
+    device = args.device or ("cuda" if gpu_is_usable() and parallel.size() == 1 else "cpu")
+    trainer = Trainer.resume(out, device, **given) if args.resume else Trainer(TrainConfig(**given), device)
     config = trainer.config
     first = parallel.rank() == 0
 

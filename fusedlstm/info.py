@@ -37,7 +37,12 @@ def report() -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
 
 
+def gpu_is_usable() -> bool:
+    """Return whether fusedlstm has kernels for a GPU and torch sees one."""
+    return bool(_C.build_info()["cuda"]) and torch.cuda.is_available()
+
+
 def _cuda_kernels(build: dict[str, str]) -> str:
     if not build["cuda"]:
         return "not built; reinstall with a CUDA build of torch and a CUDA toolkit"
-    return "usable" if torch.cuda.is_available() else "built, but torch sees no GPU"
+    return "usable" if gpu_is_usable() else "built, but torch sees no GPU"

@@ -112,9 +112,13 @@ def _run(
     if keep_cells or differentiable:
         # Of an exported program it is not known whether it will ever run backwards: it keeps nothing for that.
         keep_gates = differentiable and not recompute and not torch.compiler.is_exporting()
-        y, h_n, c_n, cell, _gates = _ops.lstm_forward(
-            x, h0, c0, weights, lengths, resets, tf32, keep_cells or keep_gates, keep_gates
-        )
+        kept = (keep_cells or keep_gates, keep_gates)
+        if differentiable and not torch.compiler.is_compiling():
+            y, h_n, c_n, cell, _gates = _Layer.apply(  # type: ignore[no-untyped-call]
+                x, h0, c0, lengths, resets, tf32, *kept, *weights
+            )
+        else:
+            y, h_n, c_n, cell, _gates = _ops.lstm_forward(x, h0, c0, weights, lengths, resets, tf32, *kept)
         return y, h_n, c_n, cell.to(x.dtype) if keep_cells else None
     y, h_n, c_n = _ops.lstm_inference(x, h0, c0, weights, lengths, resets, tf32)
     return y, h_n, c_n, None
@@ -222,27 +226,44 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.save_for_backward(x, h0, c0, lengths, resets, y, *kept, *weights)
 
 
-def _backward(
-    ctx: Any,
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    grad_cell: Tensor | None,
-    _grad_gates: None,
-) -> tuple[Any, ...]:
+class _Layer(torch.autograd.Function):
+    """What `register_autograd` makes of lstm_forward, for eager mode: without its trees a training step of a layer
+    takes 0.2 ms less."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        x, h0, c0, lengths, resets, tf32, keep_cells, keep_gates, *weights = arguments
+        inputs = (x, h0, c0, weights, lengths, resets, tf32, keep_cells, keep_gates)
+        output: tuple[Tensor, ...] = _ops.lstm_forward(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        needed: tuple[bool, ...] = ctx.needs_input_grad
+        *of_states, of_weights = _gradients(ctx, grads[:4], needed[:3], needed[8:])
+        return *of_states, None, None, None, None, None, *of_weights
+
+
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    need_x, need_h0, need_c0, need_weights, *others = ctx.needs_input_grad
+    return *_gradients(ctx, grads[:4], (need_x, need_h0, need_c0), need_weights), *(None for _ in others)
+
+
+def _gradients(
+    ctx: Any, grads: Sequence[Tensor | None], needed: Sequence[bool], need_weights: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:
+    """Of x, h0, c0 and the weights, from those of y, h_n, c_n and the cells."""
     x, h0, c0, lengths, resets, y, cell, gates, *weights = ctx.saved_tensors
-    need_x, need_h0, need_c0, need_weights, *_ = ctx.needs_input_grad
-    grads = (grad_y, grad_h_n, grad_c_n, grad_cell)
-    others = [None] * 5  # of what is no floating-point tensor
     if torch.is_grad_enabled():  # create_graph=True: the gradient itself will be differentiated
-        needed = (need_x, need_h0, need_c0, *need_weights)
         grad_x, grad_h0, grad_c0, *grad_weights = _differentiable_backward(
-            grads, (x, h0, c0, *weights), needed, lengths, resets
+            grads, (x, h0, c0, *weights), (*needed, *need_weights), lengths, resets
         )
-        return grad_x, grad_h0, grad_c0, grad_weights, *others
+        return grad_x, grad_h0, grad_c0, grad_weights
     inputs = (x, h0, c0, weights, lengths, resets, ctx.allow_tf32)
     if not ctx.gates_kept:
         cell, gates = _ops.lstm_rebuild(*inputs, y)
+    need_x, need_h0, need_c0 = needed
     grad_x, grad_h0, grad_c0, grad_weights = _ops.lstm_backward(
         *grads, *inputs, y, cell, gates, need_x, need_h0, [int(need) for need in need_weights]
     )
@@ -251,7 +272,6 @@ def _backward(
         grad_h0 if need_h0 else None,
         grad_c0 if need_c0 else None,
         [grad if need else None for grad, need in zip(grad_weights, need_weights, strict=True)],
-        *others,
     )
 
 

@@ -59,7 +59,7 @@ def run_suite() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"
         parallel = ["-n", str(min(os.cpu_count() or 1, 8))] if importlib.util.find_spec("xdist") else []
-        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={junit}", *parallel]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", f"--junitxml={junit}", *parallel]
         subprocess.run(command, cwd=ROOT, env=os.environ | {"FUSEDLSTM_REQUIRE_CUDA": "1"}, check=False)
         return counts(junit)
 

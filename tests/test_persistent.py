@@ -97,13 +97,17 @@ def _check(shape, dtype, strategies=("persistent", "persistent")):
         launches = emulated.work()
     with emulated.operators("persistent_flags", shape.multiprocessors):
         with_flags = problem.run()
-    assert all(torch.equal(ours[name], value) for name, value in with_flags.items())
+    # Their plans may divide the rows otherwise, and so add up the gradients of the biases in another order.
+    for name in ("y", "h_n", "c_n", "cell", "grad_0", "grad_1", "grad_2"):
+        assert torch.equal(ours[name], with_flags[name]), name
     with emulated.operators("stepwise"):
         if dtype == "tf32":
             own = {name: value.float() for name, value in problem.run(torch.float16).items()}
         else:
             own = problem.run()
-    assert_as_accurate(ours, [own], problem.truth())
+    truth = problem.truth()
+    assert_as_accurate(ours, [own], truth)
+    assert_as_accurate(with_flags, [own], truth)
     assert _strategies(shape, dtype) == list(strategies)
     assert launches < 30  # however many steps
 

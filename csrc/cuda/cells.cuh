@@ -64,6 +64,23 @@ struct AccurateMath {
   }
 };
 
+// To about 1e-6 of the value, in a quarter of the instructions: for layers whose products round to 2^-11 or
+// more.
+struct FastMath {
+  static __device__ __forceinline__ float sigmoid(float x) {
+    return reciprocal_fast(1 + exp2_fast(-kLog2E * x));
+  }
+  static __device__ __forceinline__ float tanh(float x) {
+    const float far = 1 - 2 * reciprocal_fast(1 + exp2_fast(2 * kLog2E * x));
+    // Near zero the difference cancels. The series' next term is 17/315 x^7, 2e-7 of the value at 1/8.
+    const float square = x * x, near = x * (1 + square * (2.0f / 15 * square - 1.0f / 3));
+    return std::fabs(x) < 0.125f ? near : far;
+  }
+
+ private:
+  static constexpr float kLog2E = 1.44269504f;
+};
+
 // Values of neighbouring units, moved in one access.
 template <class V, int kUnits>
 struct alignas(sizeof(V) * kUnits) Units {
@@ -127,12 +144,11 @@ struct Place {
   }
 };
 
-__device__ __forceinline__ Place place(const Sizes& size, int64_t step, unsigned row, unsigned unit) {
-  const auto batch = static_cast<unsigned>(size.batch);
+__device__ __forceinline__ Place place(const Sizes& size, int64_t step, unsigned d, unsigned n,
+                                       unsigned unit) {
   const auto steps = static_cast<int>(size.steps);
   Place at;
-  at.row = row, at.unit = unit;
-  at.d = row / batch, at.n = row % batch;
+  at.row = d * static_cast<unsigned>(size.batch) + n, at.n = n, at.d = d, at.unit = unit;
   at.t = at.d ? steps - 1 - static_cast<int>(step) : static_cast<int>(step);
   // A length out of range is cut to it: to refuse it would take a wait for the device.
   int length = steps;
@@ -146,6 +162,11 @@ __device__ __forceinline__ Place place(const Sizes& size, int64_t step, unsigned
   const int begin = at.d ? at.t + 1 : at.t;  // the reverse direction comes from the segment that begins there
   at.enters = at.active && size.resets && begin < length && size.resets[begin * size.batch + at.n];
   return at;
+}
+
+__device__ __forceinline__ Place place(const Sizes& size, int64_t step, unsigned row, unsigned unit) {
+  const auto batch = static_cast<unsigned>(size.batch);
+  return place(size, step, row / batch, row % batch, unit);
 }
 
 // A thread for each of `items`, or none.

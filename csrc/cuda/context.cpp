@@ -6,6 +6,9 @@
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
 
+#include <map>
+#include <mutex>
+
 #include "../stable.h"
 
 namespace fusedlstm::cuda {
@@ -32,6 +35,21 @@ cudaDataType_t data_type(Type type) {
   STD_TORCH_CHECK(false, "unknown type");
 }
 
+Limits limits_of(int device) {
+  const auto attribute = [device](cudaDeviceAttr name) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, name, device));
+    return value;
+  };
+  return {.multiprocessors = attribute(cudaDevAttrMultiProcessorCount),
+          .threads_per_multiprocessor = attribute(cudaDevAttrMaxThreadsPerMultiProcessor),
+          .registers_per_multiprocessor = attribute(cudaDevAttrMaxRegistersPerMultiprocessor),
+          .shared_memory = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          .compute_capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+                                attribute(cudaDevAttrComputeCapabilityMinor),
+          .clock_ghz = attribute(cudaDevAttrClockRate) * 1e-6};
+}
+
 cublasOperation_t operation(const Matrix& matrix) {
   return matrix.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
 }
@@ -54,6 +72,9 @@ struct Context::Implementation {
         compute(type == Type::float64           ? CUBLAS_COMPUTE_64F
                 : type == Type::float32 && tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32
                                                 : CUBLAS_COMPUTE_32F) {
+    // The guard does nothing where the device is the current one already, and a thread of autograd's may then
+    // have no context yet, of which torch would warn at the handle.
+    check(cudaSetDevice(device));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, reinterpret_cast<void**>(&stream)));
     // torch's handle of this thread, with its stream and workspace set: results repeat from run to run.
     TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(reinterpret_cast<void**>(&blas)));
@@ -75,20 +96,17 @@ Stream Context::stream() const {
   return implementation_->stream;
 }
 
+// The clock's rate is asked of the driver for 0.38 ms (an H200, CUDA 13.0); the others are there at once.
 Limits Context::limits() const {
-  const auto attribute = [this](cudaDeviceAttr name) {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, name, implementation_->device));
-    return value;
-  };
-  return {.multiprocessors = attribute(cudaDevAttrMultiProcessorCount),
-          .threads_per_multiprocessor = attribute(cudaDevAttrMaxThreadsPerMultiProcessor),
-          .registers_per_multiprocessor = attribute(cudaDevAttrMaxRegistersPerMultiprocessor),
-          .shared_memory = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-          .compute_capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
-                                attribute(cudaDevAttrComputeCapabilityMinor),
-          .clock_ghz = attribute(cudaDevAttrClockRate) * 1e-6};
+  static std::mutex mutex;
+  static std::map<int, Limits> known;
+  const std::lock_guard lock(mutex);
+  const auto found = known.find(implementation_->device);
+  if (found != known.end()) return found->second;
+  return known.emplace(implementation_->device, limits_of(implementation_->device)).first->second;
 }
+
+constexpr int64_t kSmallProduct = int64_t{1} << 22;  // multiplications
 
 // cuBLAS stores matrices by columns: what it takes for a matrix is the transpose of ours, so c^T = b^T a^T.
 void Context::multiply(const Product& p) const {
@@ -102,15 +120,19 @@ void Context::multiply(const Product& p) const {
   const void* const one = is64 ? static_cast<const void*>(&one64) : &one32;
   const void* const zero = is64 ? static_cast<const void*>(&zero64) : &zero32;
   const void* const beta = p.accumulate ? one : zero;
+  // Small products are made in float32 where TF32 may be: it costs them nothing, and nn.LSTM's have no larger
+  // error than such ones there (tests/test_gradients.py).
+  const bool small = self.type == Type::float32 && p.m * p.n * p.k * p.batch <= kSmallProduct;
+  const cublasComputeType_t compute = small ? CUBLAS_COMPUTE_32F : self.compute;
   // A single product has an entry of its own, with heuristics of its own.
   if (p.batch == 1) {
     check(cublasGemmEx_64(self.blas, operation(p.b), operation(p.a), p.n, p.m, p.k, one, p.b.data, in,
-                          p.b.stride, p.a.data, in, p.a.stride, beta, p.c, out, p.c_stride, self.compute,
+                          p.b.stride, p.a.data, in, p.a.stride, beta, p.c, out, p.c_stride, compute,
                           CUBLAS_GEMM_DEFAULT));
   } else {
     check(cublasGemmStridedBatchedEx_64(self.blas, operation(p.b), operation(p.a), p.n, p.m, p.k, one,
                                         p.b.data, in, p.b.stride, p.b.next, p.a.data, in, p.a.stride,
-                                        p.a.next, beta, p.c, out, p.c_stride, p.c_next, p.batch, self.compute,
+                                        p.a.next, beta, p.c, out, p.c_stride, p.c_next, p.batch, compute,
                                         CUBLAS_GEMM_DEFAULT));
   }
 }

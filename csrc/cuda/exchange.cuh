@@ -11,8 +11,8 @@ namespace fusedlstm::cuda {
 constexpr int kLanes = 32;
 constexpr int kThreads = kPersistentWarps * kLanes;
 
-// A tile of the batch is 8 rows, a tile of weights 16. Of both, a lane reads whole 16-byte pieces: lane 4g +
-// q has piece q of the 64 bytes of row g (and g + 8), and takes from it the operands of two products. That
+// A tile of the batch is 8 rows, a tile of weights 16. Of both, a piece is 64 bytes of each row, and lane 4g
+// + q has 16 of them, the q-th of row g (and g + 8), from which it takes the operands of two products. That
 // orders the terms of a sum otherwise than in memory, on both sides alike.
 constexpr int kTileRows = 8;
 // Units go by eights. Forward, two tiles of weights are the gates i, f and g, o of eight units, and the terms
@@ -39,7 +39,9 @@ struct Slice {
   }
 };
 
-// What one group of blocks tells itself. The state before a step lies in a slot, and slots take turns.
+// What one group of blocks tells itself. The state before a step lies in a slot, and slots take turns. A slot
+// is [tile of rows][piece][lane] 16 bytes: a warp reads 512 that follow each other, twice as fast as 64 of 8
+// rows (section "broadcast" of benchmarks/results/h200/calibration.jsonl).
 //
 // Signal::flag: a block announces by a flag what it has told. Two slots: one that is overwritten has been
 // read by everyone, for whoever told the state that came after it had read it before.
@@ -94,29 +96,35 @@ class Ring {
       warp_barrier();
     }
   }
-  // A warp's own pieces of 8 rows of the state.
-  __device__ __forceinline__ void read(int state, int tile, uint4 (&pieces)[kPieces]) const {
+  // A warp's own pieces of kTiles tiles of the state.
+  template <int kTiles>
+  __device__ __forceinline__ void read(int state, int tile, uint4 (&pieces)[kTiles][kPieces]) const {
     const int warp = static_cast<int>(thread_index()) / kLanes,
               lane = static_cast<int>(thread_index()) % kLanes;
-    const int term = (warp * kPieces * 4 + lane % 4) * kPieceTerms<IO>;
-    const auto* const row = reinterpret_cast<const uint4*>(at(state, tile * kTileRows + lane / 4, term));
+    const auto* const first = reinterpret_cast<const uint4*>(at(state, tile, warp * kPieces, lane));
+    const auto of = [&](int t, int piece) { return first + (t * kRowPieces + piece) * kLanes; };
 #pragma unroll
-    for (int piece = 0; piece < kPieces; ++piece) pieces[piece] = load_relaxed(row + 4 * piece);
+    for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+      for (int piece = 0; piece < kPieces; ++piece) pieces[t][piece] = load_relaxed(of(t, piece));
     if constexpr (signal == Signal::data) {
 #pragma unroll
-      for (int piece = 0; piece < kPieces; ++piece)
-        wait_while(
-            [&] { return untold(pieces[piece]) && untold(pieces[piece] = load_relaxed(row + 4 * piece)); });
+      for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+        for (int piece = 0; piece < kPieces; ++piece)
+          wait_while([&] {
+            return untold(pieces[t][piece]) && untold(pieces[t][piece] = load_relaxed(of(t, piece)));
+          });
     }
   }
-  // After a chunk, by every thread: orders what it has read and forgotten before what it tells and
-  // reads next.
+  // After a step, by every thread: orders what it has read and forgotten before what it tells and reads next.
   __device__ __forceinline__ void settle() const {
     if constexpr (signal == Signal::data) fence();
   }
 
  private:
   static constexpr int kSlots = slot_count(signal);
+  static constexpr int kRowPieces = kPersistentWarps * kPieces;
   // Polls, each of which takes a round trip to the L2 cache, 0.2 us or more: 13 s at the least. No step takes
   // as long, so something has gone wrong. (A clock would cost registers that the weights need.)
   static constexpr unsigned kPatience = 1u << 26;
@@ -141,16 +149,19 @@ class Ring {
       if (polls == kPatience) give_up();
   }
 
-  // Term `term` of row `row` of the state with number `state`.
-  __device__ __forceinline__ IO* at(int state, int row, int term) const {
-    return slots_ + int64_t{(state & (kSlots - 1)) * plan_.rows + row} * kRowTerms + term;
+  // The 16 bytes of a lane, of one piece of a tile of the state with number `state`.
+  __device__ __forceinline__ IO* at(int state, int tile, int piece, int lane) const {
+    const int64_t of_slot = (state & (kSlots - 1)) * (plan_.rows / kTileRows) + tile;
+    return slots_ + of_slot * kTileRows * kRowTerms + (piece * kLanes + lane) * kPieceTerms<IO>;
   }
   // The word that a lane tells of eight units: in row g for 16-bit types, in row 2q + `odd` for others.
   __device__ __forceinline__ uint32_t* word(int state, int tile, int term, int odd = 0) const {
     const int lane = static_cast<int>(thread_index()) % kLanes, g = lane / 4, q = lane % 4;
     const bool narrow = sizeof(IO) == 2;
-    return reinterpret_cast<uint32_t*>(
-        at(state, tile * kTileRows + (narrow ? g : 2 * q + odd), term + (narrow ? 2 * q : g)));
+    const int row = narrow ? g : 2 * q + odd, own = term + (narrow ? 2 * q : g);
+    const int place = own / kPieceTerms<IO>;  // counted in 16 bytes of the row
+    return reinterpret_cast<uint32_t*>(at(state, tile, place / 4, row * 4 + place % 4) +
+                                       own % kPieceTerms<IO>);
   }
 
   const Persistent& plan_;

@@ -26,12 +26,6 @@ struct Fragment {
   uint4 low, high;  // of rows g and g + 8
 };
 
-template <class IO>
-__device__ __forceinline__ void multiply_add(float (&sum)[4], const Fragment& a, const uint4& b) {
-  multiply_add<IO>(sum, {a.low.x, a.high.x, a.low.y, a.high.y}, {b.x, b.y});
-  multiply_add<IO>(sum, {a.low.z, a.high.z, a.low.w, a.high.w}, {b.z, b.w});
-}
-
 // Values as they are told to other blocks: float32 as TF32, rounded once here and not cut at each product.
 template <class IO>
 __device__ __forceinline__ IO told(float value) {
@@ -44,9 +38,12 @@ __device__ __forceinline__ IO told(float value) {
   }
 }
 
+template <Pass pass, int kPieces>
+constexpr int kHeldFragments = register_fragments(pass, kPieces);
+
 // The weights of a block, kPieces pieces of each row for each warp: the first fragments in registers, the
 // rest in shared memory.
-template <class IO, int kPieces>
+template <class IO, int kPieces, int kHeld>
 class Weights {
  public:
   __device__ __forceinline__ Weights(const void* packed, int block, int tiles, void* rest)
@@ -54,43 +51,59 @@ class Weights {
     const uint4* const own =
         static_cast<const uint4*>(packed) + int64_t{block} * tiles * kPieces * kFragmentWords + warp_offset();
 #pragma unroll
-    for (int i = 0; i < kRegisterFragments; ++i)
+    for (int i = 0; i < kHeld; ++i)
       held_[i] = i < tiles * kPieces ? fragment(own + i * kFragmentWords) : Fragment{};
-    for (int i = kRegisterFragments; i < tiles * kPieces; ++i) {
+    for (int i = kHeld; i < tiles * kPieces; ++i) {
       const Fragment loaded = fragment(own + i * kFragmentWords);
-      uint4* const to = rest_ + (i - kRegisterFragments) * kFragmentWords;
+      uint4* const to = rest_ + (i - kHeld) * kFragmentWords;
       to[0] = loaded.low;
       to[kLanes] = loaded.high;
     }
   }
 
-  // Calls use(tile, sum) with each tile's product with 8 rows of the state, of which a lane holds `state`. It
-  // has the sums of row g of the tile with columns 2q and 2q + 1, then of row g + 8.
-  template <class Use>
-  __device__ __forceinline__ void multiply(const uint4 (&state)[kPieces], const Use& use) const {
-    constexpr int kUnrolled =
-        (kRegisterFragments + kPieces - 1) / kPieces;  // tiles with a fragment in registers
+  // Calls use(tile, part, sum) with each tile's product with kParts times 8 rows of the state, of which a
+  // lane holds `state`. It has the sums of row g of the tile with columns 2q and 2q + 1, then of row g + 8.
+  template <int kParts, class Use>
+  __device__ __forceinline__ void multiply(const uint4 (&state)[kParts][kPieces], const Use& use) const {
+    constexpr int kUnrolled = (kHeld + kPieces - 1) / kPieces;  // tiles with a fragment in registers
 #pragma unroll
     for (int tile = 0; tile < kUnrolled; ++tile) {
       if (tile >= tiles_) break;
-      float sum[4] = {};
-#pragma unroll
-      for (int piece = 0; piece < kPieces; ++piece) {
-        const int i = tile * kPieces + piece;
-        multiply_add<IO>(sum, i < kRegisterFragments ? held_[i] : kept(i), state[piece]);
-      }
-      use(tile, sum);
+      multiply_tile(tile, state, use, [&](int i) { return i < kHeld ? held_[i] : kept(i); });
     }
-    for (int tile = kUnrolled; tile < tiles_; ++tile) {
-      float sum[4] = {};
-#pragma unroll
-      for (int piece = 0; piece < kPieces; ++piece)
-        multiply_add<IO>(sum, kept(tile * kPieces + piece), state[piece]);
-      use(tile, sum);
-    }
+#pragma unroll 1
+    for (int tile = kUnrolled; tile < tiles_; ++tile)
+      multiply_tile(tile, state, use, [&](int i) { return kept(i); });
   }
 
  private:
+  // A product waits some 33 cycles for the one before it in the same sum: so there are four sums at a time.
+  template <int kParts, class Use, class FragmentAt>
+  static __device__ __forceinline__ void multiply_tile(int tile, const uint4 (&state)[kParts][kPieces],
+                                                       const Use& use, const FragmentAt& fragment_at) {
+    constexpr int kSums = kParts == 1 && kPieces > 1 ? 4 : 2;
+    float sums[kParts][kSums][4] = {};
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const Fragment a = fragment_at(tile * kPieces + piece);
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        const uint4& b = state[part][piece];
+        multiply_add<IO>(sums[part][2 * piece % kSums], {a.low.x, a.high.x, a.low.y, a.high.y}, {b.x, b.y});
+        multiply_add<IO>(sums[part][(2 * piece + 1) % kSums], {a.low.z, a.high.z, a.low.w, a.high.w},
+                         {b.z, b.w});
+      }
+    }
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+      for (int other = 1; other < kSums; ++other)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[part][0][i] += sums[part][other][i];
+      use(tile, part, sums[part][0]);
+    }
+  }
+
   // [tile][piece][warp][low, high][lane]
   static constexpr int kFragmentWords = kPersistentWarps * 2 * kLanes;
   static __device__ __forceinline__ int warp_offset() {
@@ -100,12 +113,12 @@ class Weights {
     return {place[0], place[kLanes]};
   }
   __device__ __forceinline__ Fragment kept(int i) const {
-    return fragment(rest_ + (i - kRegisterFragments) * kFragmentWords);
+    return fragment(rest_ + (i - kHeld) * kFragmentWords);
   }
 
   int tiles_;
   uint4* rest_;
-  Fragment held_[kRegisterFragments];
+  Fragment held_[kHeld];
 };
 
 // The warps' sums of one tile of weights and one of the batch, added up in the order of the warps.
@@ -123,6 +136,16 @@ class Partials {
     for (int warp = 1; warp < kPersistentWarps; ++warp) {
       const float4 part = *place(item, warp);
       sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+    }
+    return sum;
+  }
+  // Of row g (`half` 0) or g + 8 alone.
+  __device__ __forceinline__ float2 total(int item, int half) const {
+    float2 sum{0, 0};
+#pragma unroll
+    for (int warp = 0; warp < kPersistentWarps; ++warp) {
+      const float2 part = reinterpret_cast<const float2*>(place(item, warp))[half];
+      sum.x += part.x, sum.y += part.y;
     }
     return sum;
   }

@@ -18,32 +18,57 @@ __device__ __forceinline__ void store_gates(void* base, int64_t row, int64_t hid
   narrow(gates.o, to[3 * hidden]);
 }
 
-// One cell: the gradient of its gates, zero in a row that takes no part. from_next is the state's gradient
-// from the step that follows; grad_c, that of the cell after the step, becomes that before it.
+// A cell as the forward pass left it, and the gradients that reach it from outside.
 template <class IO>
-__device__ __forceinline__ Gates<float> update_cell(const PersistentBackwardArgs& args, const Place& at,
-                                                    float from_next, float& grad_c) {
-  if (!at.active) return {};
+struct Cell {
+  Place at;
+  bool exists;
+  Gates<float> gates;
+  float c, c_before, grad_cell;
+  IO grad_y;
+};
+
+// Asks memory for one cell, looks at nothing.
+template <class IO>
+__device__ __forceinline__ Cell<IO> load_cell(const PersistentBackwardArgs& args, const Slice& slice,
+                                              int step, int row, int64_t unit) {
   const Sizes& size = args.size;
-  const int64_t H = size.hidden, sequence = at.sequence_row(size, at.t);
-  const int64_t state = at.row * H + at.unit, here = sequence * H + at.unit;
-  const auto* const gate = static_cast<const float*>(args.gates) + 4 * sequence * H + at.unit;
-  const auto* const cell = static_cast<const float*>(args.cell);
-  float c_before = 0;
-  if (at.first && !at.enters) {
-    c_before = widen(static_cast<const IO*>(args.c0)[state]);
-  } else if (!at.enters) {
-    c_before = cell[at.sequence_row(size, at.d ? at.t + 1 : at.t - 1) * H + at.unit];
-  }
+  const int64_t H = size.hidden;
+  Cell<IO> cell{};
+  cell.exists = row < slice.row_count && unit < H;
+  if (!cell.exists) return cell;
+  const Place at = place(size, step, static_cast<unsigned>(slice.d),
+                         static_cast<unsigned>(slice.first_row + row), static_cast<unsigned>(unit));
+  cell.at = at;
+  if (!at.active) return cell;
+  const int64_t here = at.sequence_row(size, at.t) * H;
+  const auto* const gate = static_cast<const float*>(args.gates) + 4 * here + unit;
+  const auto* const c = static_cast<const float*>(args.cell) + unit;
+  cell.gates = {gate[0], gate[H], gate[2 * H], gate[3 * H]};
+  cell.c = c[here];
+  if (!at.first && !at.enters) cell.c_before = c[at.sequence_row(size, at.d ? at.t + 1 : at.t - 1) * H];
+  if (args.grad_y) cell.grad_y = static_cast<const IO*>(args.grad_y)[here + unit];
+  if (args.grad_cell) cell.grad_cell = static_cast<const float*>(args.grad_cell)[here + unit];
+  return cell;
+}
+
+// The gradient of a cell's gates, zero in a row that takes no part. from_next is the state's gradient from
+// the step that follows; grad_c, that of the cell after the step, becomes that before it.
+template <class IO>
+__device__ __forceinline__ Gates<float> update_cell(const PersistentBackwardArgs& args, const Cell<IO>& cell,
+                                                    float from_next, float& grad_c) {
+  const Place& at = cell.at;
+  if (!at.active) return {};
+  const int64_t state = at.row * args.size.hidden + at.unit;
+  const float c_before =
+      at.first && !at.enters ? widen(static_cast<const IO*>(args.c0)[state]) : cell.c_before;
   float grad_h = from_next;
   if (at.last) {
     grad_h = args.grad_h_n ? widen(static_cast<const IO*>(args.grad_h_n)[state]) : 0.0f;
     grad_c = static_cast<const float*>(args.grad_c)[state];
   }
-  if (args.grad_y) grad_h += widen(static_cast<const IO*>(args.grad_y)[here]);
-  if (args.grad_cell) grad_c += static_cast<const float*>(args.grad_cell)[here];
-  const CellGradient<float> grad = cell_gradient<AccurateMath>(
-      Gates<float>{gate[0], gate[H], gate[2 * H], gate[3 * H]}, c_before, cell[here], grad_h, grad_c);
+  grad_h += widen(cell.grad_y), grad_c += cell.grad_cell;
+  const CellGradient<float> grad = cell_gradient<FastMath>(cell.gates, c_before, cell.c, grad_h, grad_c);
   grad_c = at.enters ? 0.0f : grad.c_prev;
   return grad.pre;
 }
@@ -62,20 +87,37 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Ring<IO, kPieces, signal> ring(args.exchange, slice, plan);
 
   const Partials partials(&shared_memory<float4>());
-  // [chunk][octet][thread], and gradients of the biases so far, [octet][gate][thread]
+  // [chunk][round][thread], and gradients of the biases so far, [round][gate][thread]
   auto* const grad_c_kept =
       reinterpret_cast<float2*>(&shared_memory<float4>() + plan.chunk * plan.tiles * kThreads);
-  auto* const grad_bias_kept = reinterpret_cast<float*>(grad_c_kept + 2 * chunks * kThreads);
-  for (int i = 0; i < 2 * 4; ++i) grad_bias_kept[i * kThreads + thread_index()] = 0;
-  const Weights<IO, kPieces> weights(args.weights, slice.d * plan.members + slice.member, plan.tiles,
-                                     grad_bias_kept + 2 * 4 * kThreads);
+  auto* const grad_bias_kept = reinterpret_cast<float*>(grad_c_kept + chunks * plan.rounds * kThreads);
+  for (int i = 0; i < plan.rounds * 4; ++i) grad_bias_kept[i * kThreads + thread_index()] = 0;
+  const Weights<IO, kPieces, kHeldFragments<Pass::backward, kPieces>> weights(
+      args.weights, slice.d * plan.members + slice.member, plan.tiles,
+      grad_bias_kept + plan.rounds * 4 * kThreads);
   const int first_unit = slice.member * plan.tiles * kTileUnits;
 
-  // In each chunk this warp finishes one item: a tile of units for one tile of the batch. A lane has the
-  // units g and g + 8 for two neighbouring rows.
-  const bool works = warp < plan.tiles * plan.chunk;
-  const int unit_tile = warp % plan.tiles, item_tile = warp / plan.tiles;
-  const int tile_unit = first_unit + unit_tile * kTileUnits;
+  // In each chunk a warp finishes an item in each of one or two rounds: eight units for one tile of the
+  // batch. A lane has one unit for two neighbouring rows.
+  const int items = 2 * plan.tiles * plan.chunk;
+  struct Item {
+    int half, unit_tile, tile, unit;  // which of the units of a tile of weights; that tile; tile of the batch
+    bool exists;                      // in the exchange as well
+  };
+  const auto item_at = [&](int round) {
+    const int index = round * kPersistentWarps + warp;
+    Item item{index % 2, index / 2 % plan.tiles, index / 2 / plan.tiles, 0, false};
+    item.unit = first_unit + (2 * item.unit_tile + item.half) * kOctet;
+    item.exists = index < items && item.unit < H;
+    return item;
+  };
+  const auto load = [&](int step, int first_tile, int round, Cell<IO>(&cells)[2]) {
+    const Item item = item_at(round);
+    for (int r = 0; r < 2; ++r) {
+      const int row = (first_tile + item.tile) * kTileRows + lane % 4 * 2 + r;
+      cells[r] = item.exists ? load_cell<IO>(args, slice, step, row, item.unit + lane / 4) : Cell<IO>{};
+    }
+  };
 
   constexpr int kTerms = Ring<IO, kPieces, signal>::kRowTerms / kPersistentWarps;
   const int begin = warp * kTerms / kOctetTerms * kOctet;
@@ -87,75 +129,81 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int done = 0; done < steps; ++done) {  // also the number of what the step tells
     const int step = steps - 1 - done;
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      const int first_tile = chunk * plan.chunk, tile = first_tile + item_tile;
+      const int first_tile = chunk * plan.chunk;
       const auto count =
           static_cast<uint32_t>(done * chunks + chunk + 1);  // announced when this chunk is done
+      Cell<IO> cells[2];
+      load(step, first_tile, 0, cells);
       if (done > 0) {
         if (begin < end) ring.await(first_teller, last_teller, count - static_cast<uint32_t>(chunks));
         for (int part = 0; part < plan.chunk; ++part) {
-          uint4 state[kPieces];
+          uint4 state[1][kPieces];
           ring.read(done - 1, first_tile + part, state);
-          weights.multiply(state, [&](int weight_tile, const float (&sum)[4]) {
+          weights.multiply(state, [&](int weight_tile, int, const float (&sum)[4]) {
             partials.put(part * plan.tiles + weight_tile, sum);
           });
         }
       }
       block_barrier();
 
-      if (works) {
-        float4 sum{0, 0, 0, 0};
-        if (done > 0) sum = partials.total(item_tile * plan.tiles + unit_tile);
 #pragma unroll 1
-        for (int octet = 0; octet < 2; ++octet) {
-          const int first = tile_unit + octet * kOctet;
-          if (first >= H) break;  // no terms of the exchange are theirs
-          const float from_next[2] = {octet ? sum.z : sum.x, octet ? sum.w : sum.y};
-          float2* const kept = grad_c_kept + (2 * chunk + octet) * kThreads + thread_index();
+      for (int round = 0; round < plan.rounds; ++round) {
+        const Item item = item_at(round);
+        if (round > 0) load(step, first_tile, round, cells);
+        if (item.exists) {
+          const int tile = first_tile + item.tile;
+          float2 from_next{0, 0};
+          if (done > 0) from_next = partials.total(item.tile * plan.tiles + item.unit_tile, item.half);
+          float2* const kept = grad_c_kept + (chunk * plan.rounds + round) * kThreads + thread_index();
           float grad_c[2] = {kept->x, kept->y};
+          Gates<float> own[2] = {};
           IO told_gates[4][2] = {};
           for (int r = 0; r < 2; ++r) {
-            const int row = tile * kTileRows + lane % 4 * 2 + r;
-            const int64_t unit = first + lane / 4;
-            if (row >= slice.row_count || unit >= H) continue;
-            const auto n = static_cast<unsigned>(slice.d * size.batch + slice.first_row + row);
-            const Place at = place(size, step, n, static_cast<unsigned>(unit));
-            const Gates<float> grad = update_cell<IO>(args, at, from_next[r], grad_c[r]);
-            store_gates<IO>(args.grad_gates, at.sequence_row(size, at.t), H, unit, grad);
-            if (!at.active) continue;
-            float* const grad_bias = grad_bias_kept + octet * 4 * kThreads + thread_index();
-            grad_bias[0] += grad.i, grad_bias[kThreads] += grad.f;
-            grad_bias[2 * kThreads] += grad.g, grad_bias[3 * kThreads] += grad.o;
-            if (at.first) static_cast<float*>(args.grad_c)[at.row * H + unit] = grad_c[r];
-            if (at.enters) continue;
-            if (at.first) store_gates<IO>(args.first_gates, at.row, H, unit, grad);
-            told_gates[0][r] = told<IO>(grad.i), told_gates[1][r] = told<IO>(grad.f);
-            told_gates[2][r] = told<IO>(grad.g), told_gates[3][r] = told<IO>(grad.o);
+            if (!cells[r].exists) continue;
+            const Place& at = cells[r].at;
+            own[r] = update_cell<IO>(args, cells[r], r ? from_next.y : from_next.x, grad_c[r]);
+            if (!at.active || at.enters) continue;
+            told_gates[0][r] = told<IO>(own[r].i), told_gates[1][r] = told<IO>(own[r].f);
+            told_gates[2][r] = told<IO>(own[r].g), told_gates[3][r] = told<IO>(own[r].o);
           }
-          *kept = {grad_c[0], grad_c[1]};
           for (int gate = 0; gate < 4; ++gate) {
-            const int term = first / kOctet * kOctetTerms + gate * kOctet;
+            const int term = item.unit / kOctet * kOctetTerms + gate * kOctet;
             if (step > 0) ring.tell(done, tile, term, told_gates[gate][0], told_gates[gate][1]);
             if (done > 1) ring.forget(done - 2, tile, term);
+          }
+          *kept = {grad_c[0], grad_c[1]};
+          float* const grad_bias = grad_bias_kept + round * 4 * kThreads + thread_index();
+          grad_bias[0] += own[0].i + own[1].i, grad_bias[kThreads] += own[0].f + own[1].f;
+          grad_bias[2 * kThreads] += own[0].g + own[1].g, grad_bias[3 * kThreads] += own[0].o + own[1].o;
+          for (int r = 0; r < 2; ++r) {
+            if (!cells[r].exists) continue;
+            const Place& at = cells[r].at;
+            store_gates<IO>(args.grad_gates, at.sequence_row(size, at.t), H, at.unit, own[r]);
+            if (!at.active || !at.first) continue;
+            static_cast<float*>(args.grad_c)[at.row * H + at.unit] = grad_c[r];
+            if (!at.enters) store_gates<IO>(args.first_gates, at.row, H, at.unit, own[r]);
           }
         }
       }
       block_barrier();
       if (thread_index() == 0 && step > 0) ring.announce(slice.member, count);
-      ring.settle();
+      if (chunk + 1 == chunks) ring.settle();
     }
   }
 
-  // A gate of a unit was summed up by four lanes of each warp that has had its tile.
+  // A gate of a unit was summed up by four lanes of each warp that has had its item.
   block_barrier();
   for (int sum = static_cast<int>(thread_index()); sum < plan.tiles * kTileUnits * 4; sum += kThreads) {
-    const int gate = sum % 4, in_block = sum / 4, tile = in_block / kTileUnits;
-    const int unit = first_unit + in_block, octet = in_block / kOctet % 2;
+    const int gate = sum % 4, in_block = sum / 4;
+    const int unit = first_unit + in_block;
     if (unit >= H) continue;
     float total = 0;
-    for (int part = 0; part < plan.chunk; ++part)
-      for (int q = 0; q < 4; ++q)
-        total += grad_bias_kept[(octet * 4 + gate) * kThreads + (part * plan.tiles + tile) * kLanes +
-                                in_block % kOctet * 4 + q];
+    for (int part = 0; part < plan.chunk; ++part) {
+      const int item = part * 2 * plan.tiles + in_block / kOctet, thread = item % kPersistentWarps * kLanes;
+      const float* const of_gate =
+          grad_bias_kept + (item / kPersistentWarps * 4 + gate) * kThreads + thread + in_block % kOctet * 4;
+      for (int q = 0; q < 4; ++q) total += of_gate[q];
+    }
     args.grad_bias[((int64_t{slice.d} * plan.groups + slice.group) * 4 + gate) * H + unit] = total;
   }
 }

@@ -27,8 +27,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Partials partials(&shared_memory<float4>());
   auto* const c_kept = reinterpret_cast<float2*>(&shared_memory<float4>() +
                                                  plan.chunk * plan.tiles * kThreads);  // [chunk][thread]
-  const Weights<IO, kPieces> weights(args.weights, slice.d * plan.members + slice.member, plan.tiles,
-                                     c_kept + chunks * kThreads);
+  const Weights<IO, kPieces, kHeldFragments<Pass::forward, kPieces>> weights(
+      args.weights, slice.d * plan.members + slice.member, plan.tiles, c_kept + chunks * kThreads);
   const int first_unit = slice.member * blocks * kOctet;
 
   // In each chunk this warp finishes one item: eight units for one tile of the batch. The last block may have
@@ -36,22 +36,23 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int block = warp % blocks, item_tile = warp / blocks, item_unit = first_unit + block * kOctet;
   const bool works = item_tile < plan.chunk && item_unit < H;
   const int unit = item_unit + lane / 4;
-  const bool unit_exists = unit < H;
+  const bool unit_exists = works && unit < H;
+  float bias[4] = {};
+  for (int gate = 0; gate < 4 && unit_exists && args.bias; ++gate)
+    bias[gate] = static_cast<const float*>(args.bias)[(4 * slice.d + gate) * H + unit];
 
   const auto pair_at = [&](int step, int tile) {
     Pair pair;
     for (int r = 0; r < 2; ++r) {
       const int row = tile * kTileRows + lane % 4 * 2 + r;
       pair.exists[r] = unit_exists && row < slice.row_count;
-      const auto n =
-          static_cast<unsigned>(slice.d * size.batch + slice.first_row + (pair.exists[r] ? row : 0));
-      pair.at[r] = place(size, step, n, static_cast<unsigned>(unit));
+      const auto n = static_cast<unsigned>(slice.first_row + (pair.exists[r] ? row : 0));
+      pair.at[r] = place(size, step, static_cast<unsigned>(slice.d), n, static_cast<unsigned>(unit));
     }
     return pair;
   };
-  // Tells the state before `step`, given that after the step before it.
-  const auto tell = [&](int step, int tile, const float (&h)[2]) {
-    const Pair next = pair_at(step, tile);
+  // Tells the state before `step`, where `next` are its rows, given that after the step before it.
+  const auto tell = [&](int step, int tile, const Pair& next, const float (&h)[2]) {
     IO value[2];
     for (int r = 0; r < 2; ++r) {
       const Place& at = next.at[r];
@@ -62,7 +63,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     ring.tell(step, tile, item_unit, value[0], value[1]);
   };
 
-  for (int chunk = 0; works && chunk < chunks; ++chunk) tell(0, chunk * plan.chunk + item_tile, {0, 0});
+  for (int chunk = 0; works && chunk < chunks; ++chunk) {
+    const int tile = chunk * plan.chunk + item_tile;
+    tell(0, tile, pair_at(0, tile), {0, 0});
+  }
   block_barrier();
   if (thread_index() == 0) ring.announce(slice.member, chunks);
 
@@ -74,27 +78,30 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int step = 0; step < steps; ++step) {
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const int first_tile = chunk * plan.chunk, tile = first_tile + item_tile;
-      const Pair pair = works ? pair_at(step, tile) : Pair{};
+      // All that comes from memory is asked for before the wait and looked at only after the products.
+      const Pair pair = works ? pair_at(step, tile) : Pair{}, next = works ? pair_at(step + 1, tile) : Pair{};
       float gates[2][4] = {};
-      for (int r = 0; works && r < 2; ++r) {
-        const int64_t row = pair.at[r].sequence_row(size, pair.at[r].t);
+      for (int r = 0; r < 2; ++r) {
         if (!pair.exists[r] || !pair.at[r].active) continue;
-        for (int gate = 0; gate < 4; ++gate) {
-          gates[r][gate] = static_cast<const float*>(args.gates)[(4 * row + gate) * H + unit];
-          if (args.bias)
-            gates[r][gate] += static_cast<const float*>(args.bias)[(4 * slice.d + gate) * H + unit];
-        }
+        const auto* const gate = static_cast<const float*>(args.gates) +
+                                 4 * pair.at[r].sequence_row(size, pair.at[r].t) * H + unit;
+        gates[r][0] = gate[0], gates[r][1] = gate[H], gates[r][2] = gate[2 * H], gates[r][3] = gate[3 * H];
       }
 
       const auto count = static_cast<uint32_t>(step * chunks + chunk + 1);
       if (begin < end) ring.await(first_teller, last_teller, count);
-      for (int part = 0; part < plan.chunk; ++part) {
-        uint4 state[kPieces];
+      const auto multiply = [&]<int kParts>(int part) {
+        uint4 state[kParts][kPieces];
         ring.read(step, first_tile + part, state);
-        weights.multiply(state, [&](int weight_tile, const float (&sum)[4]) {
-          partials.put(part * plan.tiles + weight_tile, sum);
+        weights.multiply(state, [&](int weight_tile, int further, const float (&sum)[4]) {
+          partials.put((part + further) * plan.tiles + weight_tile, sum);
         });
-      }
+      };
+      // Two tiles of the batch share each load of weights, where registers hold both.
+      constexpr int kParts = kPieces <= 6 ? 2 : 1;
+      int part = 0;
+      for (; part + kParts <= plan.chunk; part += kParts) multiply.template operator()<kParts>(part);
+      if (part < plan.chunk) multiply.template operator()<1>(part);
       block_barrier();
 
       float h[2] = {}, c[2] = {};
@@ -110,35 +117,37 @@ __global__ void __launch_bounds__(kThreads, 1)
           const float before = at.first ? static_cast<const float*>(args.c)[at.row * H + unit]
                                : r      ? kept.y
                                         : kept.x;
+          for (int gate = 0; gate < 4; ++gate) gates[r][gate] += bias[gate] + sums[r][gate];
           const Gates<float> active =
-              activate<AccurateMath>(Gates<float>{gates[r][0] + sums[r][0], gates[r][1] + sums[r][1],
-                                                  gates[r][2] + sums[r][2], gates[r][3] + sums[r][3]});
+              activate<FastMath>(Gates<float>{gates[r][0], gates[r][1], gates[r][2], gates[r][3]});
           c[r] = next_cell(active, at.enters ? 0.0f : before);
-          h[r] = hidden_state<AccurateMath>(active, c[r]);
+          h[r] = hidden_state<FastMath>(active, c[r]);
           gates[r][0] = active.i, gates[r][1] = active.f, gates[r][2] = active.g, gates[r][3] = active.o;
         }
-        c_kept[chunk * kThreads + thread_index()] = {c[0], c[1]};
-        if (step + 1 < steps) tell(step + 1, tile, h);
+        if (step + 1 < steps) tell(step + 1, tile, next, h);
         if (step > 0) ring.forget(step - 1, tile, item_unit);
+        c_kept[chunk * kThreads + thread_index()] = {c[0], c[1]};
       }
       block_barrier();
       if (thread_index() == 0 && step + 1 < steps)
         ring.announce(slice.member, count + static_cast<uint32_t>(chunks));
 
-      ring.settle();
+      if (chunk + 1 == chunks) ring.settle();
 
       // Nobody waits for what follows.
-      for (int r = 0; works && r < 2; ++r) {
+      for (int r = 0; r < 2; ++r) {
         const Place& at = pair.at[r];
         if (!pair.exists[r]) continue;
-        const int64_t row = at.sequence_row(size, at.t), state = at.row * H + unit;
+        const int64_t here = at.sequence_row(size, at.t) * H, state = at.row * H + unit;
         IO output;
         narrow(h[r], output);
-        static_cast<IO*>(args.y)[row * H + unit] = output;
-        if (args.cell) static_cast<float*>(args.cell)[row * H + unit] = c[r];
+        static_cast<IO*>(args.y)[here + unit] = output;
+        if (args.cell) static_cast<float*>(args.cell)[here + unit] = c[r];
         if (!at.active) continue;
-        for (int gate = 0; gate < 4 && args.keep_gates; ++gate)
-          static_cast<float*>(args.gates)[(4 * row + gate) * H + unit] = gates[r][gate];
+        if (args.keep_gates) {
+          auto* const gate = static_cast<float*>(args.gates) + 4 * here + unit;
+          gate[0] = gates[r][0], gate[H] = gates[r][1], gate[2 * H] = gates[r][2], gate[3 * H] = gates[r][3];
+        }
         if (!at.last) continue;
         static_cast<IO*>(args.h)[state] = output;
         static_cast<float*>(args.c)[state] = c[r];

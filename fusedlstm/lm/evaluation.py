@@ -64,7 +64,9 @@ def evaluate(model: LanguageModel, tokens: Tensor, text_bytes: int, window: int,
         >>> evaluate(LanguageModel(256, 4, 8, 1), torch.arange(100), 100, window=8, batch_size=2).perplexity > 1
         True
     """
-    batches = Batches(tokens, window, min(batch_size, len(tokens) - 1), drop_last=False)
+    batches = Batches(
+        tokens.to(next(model.parameters()).device), window, min(batch_size, len(tokens) - 1), drop_last=False
+    )
     training = model.training
     model.eval()
     nats, count, hidden = 0.0, 0, None

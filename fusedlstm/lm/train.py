@@ -47,6 +47,16 @@ def _seed_of_step(seed: int, step: int, process: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {step} {process}".encode()).digest()[:8], "big")
 
 
+def _usable(device: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")
+    if found.type == "meta" or (found.type == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device must be the CPU or one that torch sees, got {device}; try cpu")
+    return found
+
+
 class Trainer:
     """One training run: model, optimizer and place in the text.
 
@@ -56,6 +66,8 @@ class Trainer:
 
     Args:
         config: what to train.
+        device: where; any that torch has for one process, the CPU for several. It is no part of the run: a checkpoint
+            goes on anywhere.
 
     Attributes:
         corpus: the text, split.
@@ -65,7 +77,8 @@ class Trainer:
 
     Raises:
         OSError: a file of ``config.data`` cannot be read.
-        ValueError: the text is too short for one window, or the batch cannot be shared evenly among the processes.
+        ValueError: the text is too short for one window, the batch cannot be shared evenly among the processes, they are
+            to train on another device than the CPU, or torch does not see the device.
 
     Example:
         >>> trainer = Trainer(TrainConfig(hidden_size=16, window=8, batch_size=2, steps=3))
@@ -73,7 +86,10 @@ class Trainer:
         3
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device | str = "cpu") -> None:
+        self._device = _usable(device)
+        if parallel.size() > 1 and self._device.type != "cpu":
+            raise ValueError(f"device must be cpu with {parallel.size()} processes, got {device}; use one process")
         if config.batch_size % parallel.size():
             raise ValueError(
                 f"batch_size must be a multiple of the {parallel.size()} processes, got {config.batch_size}; change"
@@ -87,10 +103,10 @@ class Trainer:
                 f"data must hold at least {needed:,} training tokens (window {config.window} x batch size "
                 f"{config.batch_size} + 1), got {len(self.corpus.train):,}; give more text, a smaller window or batch"
             )
-        self._batches = Batches(self.corpus.train, config.window, config.batch_size)
+        self._batches = Batches(self.corpus.train.to(self._device), config.window, config.batch_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = config.build_model(self.corpus.vocabulary.size)
+            self.model = config.build_model(self.corpus.vocabulary.size).to(self._device)
         self._called_model = parallel.data_parallel(self.model)
         self._optimizer = torch.optim.Adam(self.model.parameters(), fused=True)
         self.step = 0
@@ -109,7 +125,7 @@ class Trainer:
         """
         x, target = (parallel.own_rows(part) for part in self._batches[self._position])
         self.model.train()
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             torch.manual_seed(_seed_of_step(self.config.seed, self.step, parallel.rank()))
             logits, hidden = self._called_model(x, self._hidden)
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
@@ -186,13 +202,14 @@ class Trainer:
             )
 
     @classmethod
-    def resume(cls, path: str | os.PathLike[str], **changes: Any) -> Trainer:
+    def resume(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu", **changes: Any) -> Trainer:
         """Continue the run of a checkpoint: each later loss and weight is what it would have been without the break.
 
         The number of processes may be another one; then so are dropout's draws, and the sums are rounded differently.
 
         Args:
             path: a file that ``save`` wrote.
+            device: where to go on.
             changes: fields of TrainConfig. ``steps`` may grow (the learning rate then follows the longer schedule) and
                 ``data`` may name the same text elsewhere; any other must equal the checkpoint's.
 
@@ -212,7 +229,7 @@ class Trainer:
                     f"{name} must be {getattr(stored.config, name)} as in the checkpoint {path}, got {value}; "
                     "leave it out, or start a new run in another file"
                 )
-        trainer = cls(replace(stored.config, **changes))
+        trainer = cls(replace(stored.config, **changes), device)
         if trainer.corpus.digest != stored.digest:
             raise ValueError(f"data must be the text that {path} was trained on, got another; give the same files")
         try:
@@ -228,7 +245,7 @@ class Trainer:
             index, _, moment = name.partition(".")
             moments.setdefault(int(index), {})[moment] = tensor
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
-        states = [parallel.own_rows(tensor) for _, tensor in sorted(stored.group("hidden").items())]
+        states = [parallel.own_rows(tensor).to(self._device) for _, tensor in sorted(stored.group("hidden").items())]
         if states:
             self._hidden = states[0] if len(states) == 1 else (states[0], states[1])
         self.losses = stored.tensors["losses"].tolist()

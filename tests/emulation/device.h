@@ -1,6 +1,7 @@
 // Host twins of the wrappers in csrc/cuda/device.cuh: same names, same signatures.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "emulation/emulator.h"
@@ -96,6 +97,13 @@ inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 
 inline float round_to_tf32(float value) {
   return emulation::round_to_tf32(value);
+}
+
+inline float exp2_fast(float x) {
+  return std::exp2(x);
+}
+inline float reciprocal_fast(float x) {
+  return 1 / x;
 }
 
 // Whoever waits in vain is found by the scheduler long before.

@@ -66,6 +66,7 @@ ERRORS = {
     "held-out": (["train", "--held-out", "1.5"], "--held-out must be a fraction between 0 and 1, got 1.5"),
     "minutes": (["train", "--minutes", "0"], "--minutes must be above 0"),
     "eval-every": (["train", "--eval-every", "0"], "--eval-every must be at least 1, got 0"),
+    "device": (["train", "--device", "gpu"], "--device must be the CPU or one that torch sees, got gpu; try cpu"),
     "cell": (["train", "--cell", "gru"], "--cell must be one of lstm, torch, rnn, got gru"),
     "vocabulary": (["train", "--vocabulary", "chars"], "--vocabulary must be bytes or words, got chars"),
     "max-words": (["train", "--max-words", "9"], "--max-words must be left out with a vocabulary of bytes"),

@@ -257,3 +257,16 @@ def test_low_temperature_and_top_k_narrow_the_choice(saved):
     assert draws["cold"] == {chr(255)}
     assert draws["top 3"] == {chr(253), chr(254), chr(255)}
     assert len(draws["all"]) > 10
+
+
+def test_a_run_on_a_gpu_goes_on_from_its_checkpoint_and_learns_what_one_on_the_cpu_learns(cuda, tmp_path, text):
+    config = TrainConfig(data=(text,), **SMALL)
+    whole, half, of_cpu = Trainer(config, cuda), Trainer(config, cuda), Trainer(config)
+    whole.run()
+    half.run(config.steps // 2)
+    half.save(tmp_path / "half")
+    resumed = Trainer.resume(tmp_path / "half", cuda)
+    resumed.run()
+    of_cpu.run()
+    assert resumed.losses == whole.losses
+    torch.testing.assert_close(torch.tensor(whole.losses), torch.tensor(of_cpu.losses), rtol=0.02, atol=0)
