@@ -1,7 +1,7 @@
 """Measures LSTMs side by side, and makes tables and figures of what was measured.
 
     python -m benchmarks run [--set cpu|gpu|quick|all] [--case NAME ...] [--provider NAME ...]
-    python -m benchmarks report | plot | growth | limits | list
+    python -m benchmarks report | plot | growth | limits | tiers | list
 
 Rows go to benchmarks/results/<machine>/rows.csv; measuring again replaces them.
 """
@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 import fusedlstm
-from benchmarks import environment, growth, limits, measure, plots, records, report
+from benchmarks import environment, growth, limits, measure, plots, records, report, tiers
 from benchmarks.cases import CASES, DTYPES, MODES, SETS, Case
 from benchmarks.providers import PROVIDERS
 
@@ -46,6 +46,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     grow.add_argument("--quick", action="store_true")
     limits_of = commands.add_parser("limits", parents=[common], help="write limits.md: how far a CPU's limits are")
     limits_of.add_argument("--seconds", type=float, default=1.0, help="for each figure")
+    forced = commands.add_parser(
+        "tiers", parents=[common], help="append to tiers.jsonl: a GPU's strategies, each forced"
+    )
+    forced.add_argument("--case", action="append", choices=CASES, metavar="NAME", help="default: the gpu set")
+    forced.add_argument("--dtype", action="append", choices=DTYPES, help="default: bfloat16 and float32")
     commands.add_parser("list", help="cases and providers")
     return parser.parse_args(arguments)
 
@@ -77,6 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (folder / "limits.md").write_text(text + "\n")
         print(text)
         return 0
+    if args.command == "tiers":
+        if device.type != "cuda":
+            sys.exit("tiers: --device must be cuda; a CPU has one strategy")
+        return _tiers(args, folder / "tiers.jsonl")
     rows = records.read(folder / "rows.csv")
     if args.command == "report":
         (folder / "tables.md").write_text(report.tables(rows))
@@ -118,6 +127,23 @@ def _run(args: argparse.Namespace, device: torch.device, path: Path) -> int:
             tqdm.write(_line(row))
     print(f"{len(work)} measurements in {path}; {failures} in which fusedlstm failed its check")
     return 1 if failures else 0
+
+
+def _tiers(args: argparse.Namespace, path: Path) -> int:
+    cases = [CASES[name] for name in args.case or SETS["gpu"]]
+    for case, dtype in product(cases, args.dtype or ("bfloat16", "float32")):
+        if case.I != case.H or case.P:
+            sys.exit(f"tiers: --case must be one with I = H and no projection, got {case.name}")
+        found = list(tiers.measure(case, dtype, tiers.limits_of_this_gpu()))
+        tiers.write(path, found)
+        for tier in found:
+            name = (
+                f"{tier.case:<18} {tier.dtype:<9} {'backward' if tier.backward else 'forward':<8} {tier.strategy:<16}"
+            )
+            kernel = "" if tier.kernel_us is None else f", kernel {tier.kernel_us:7.2f}"
+            chosen = "*" if tier.chosen else " "
+            print(f"{name} {chosen} expected {tier.predicted_us:7.2f} us a step, took {tier.wall_us:7.2f}{kernel}")
+    return 0
 
 
 def _line(row: records.Row) -> str:

@@ -1,6 +1,7 @@
 """The machine that rows are from, and how fast it is at the two things that bound everything."""
 
 import datetime
+import os
 import platform
 import re
 import subprocess
@@ -52,7 +53,8 @@ def versions(device: torch.device) -> dict[str, str]:
 
 @cache
 def commit() -> str:
-    """The commit that is checked out, with -dirty where sources differ from it; unknown outside a repository."""
+    """The commit that is checked out, with -dirty where sources differ from it; of a tree without its repository what
+    FUSEDLSTM_COMMIT says, else unknown."""
     root = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
@@ -60,7 +62,11 @@ def commit() -> str:
 
     head = git("rev-parse", "--short=12", "HEAD")
     sources = ("csrc", "fusedlstm", "benchmarks", "setup.py", ":!benchmarks/results")
-    return head + ("-dirty" if git("status", "--porcelain", "--", *sources) else "") if head else "unknown"
+    return (
+        head + ("-dirty" if git("status", "--porcelain", "--", *sources) else "")
+        if head
+        else os.environ.get("FUSEDLSTM_COMMIT", "unknown")
+    )
 
 
 def columns(device: torch.device, dtype: str) -> dict[str, Any]:

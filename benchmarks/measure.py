@@ -70,7 +70,7 @@ def measure(
                     runners.append(check.runner(provider))
             except Exception as error:  # an opponent that fails is a row that says so, not the end of the run
                 yield Row(**facts, provider=provider.name, error=_text(error))
-        _take_turns(runners, seconds * len(runners))
+        _take_turns(runners, seconds * len(runners), settle=device.type == "cpu")
         baseline = next((runner for runner in runners if runner.provider.name == BASELINE), None)
         for runner in runners:
             yield _row(runner, baseline, facts, device)
@@ -211,13 +211,12 @@ def _time(runner: Runner, calls: int) -> float:
         return (timer() - start) / calls
 
 
-def _take_turns(runners: list[Runner], seconds: float) -> None:
+def _take_turns(runners: list[Runner], seconds: float, settle: bool) -> None:
     """A round is one sample of each runner in an order of its own: a slow moment of the machine hits all of them.
 
-    A sample is as many calls as last 10 ms. Before it comes a pause until all threads of the process are idle, for
-    those of another provider may go on spinning (ONNX Runtime's take a core for 60 ms after a call, in which nn.LSTM
-    took 2.5 times as long at T100 N1 H512), and after that a few calls that do not count. At least 5 rounds, at most
-    60.
+    A sample is as many calls as last 10 ms. Before it come a few calls that do not count and, on a CPU, a pause until
+    all threads of the process are idle: those of another provider may go on spinning (ONNX Runtime's take a core for
+    60 ms after a call, in which nn.LSTM took 2.5 times as long at T100 N1 H512). At least 5 rounds, at most 60.
     """
     calls = {}
     for runner in runners:
@@ -228,7 +227,8 @@ def _take_turns(runners: list[Runner], seconds: float) -> None:
     rounds = 0
     while runners and rounds < 60 and (rounds < 5 or time.monotonic() < end):
         for runner in order.sample(runners, len(runners)):
-            _settle()
+            if settle:
+                _settle()
             count = calls[runner.provider.name]
             if count > 1:
                 _time(runner, min(count, 3))

@@ -41,8 +41,12 @@ enum class Signal {
   data,  // by the data: it is no longer what stood there before
 };
 constexpr int slot_count(Signal signal) {
-  return signal == Signal::flag ? 2 : 4;
+  return signal == Signal::flag ? 2 : 16;
 }
+// Without flags a thread fences at the end of every so many steps. A slot may serve again 2 kStepsPerFence +
+// 2 states later (csrc/README.md); tests/test_protocol.py looks at every order of stores.
+constexpr int kStepsPerFence = 4;
+static_assert(slot_count(Signal::data) >= 2 * kStepsPerFence + 2);
 
 enum class Strategy {
   stepwise,    // a product and a kernel for each step
@@ -65,7 +69,7 @@ constexpr int kPersistentWarps = 8;
 // the state; the rest is in shared memory. One more, and some kernel spills on some architecture.
 constexpr int register_fragments(Pass pass, int pieces) {
   if (pass == Pass::forward) return pieces > 6 ? 11 : pieces > 4 ? 10 : pieces > 2 ? 11 : 14;
-  return pieces > 12 ? 7 : pieces > 8 ? 8 : pieces > 4 ? 11 : 13;
+  return pieces > 8 ? 7 : 11;
 }
 
 struct Persistent {

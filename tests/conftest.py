@@ -27,6 +27,19 @@ def _why_no_cuda() -> str | None:
     return None if torch.cuda.is_available() else "no GPU is visible"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where a GPU is required (`make gpu`), only the tests that use one: the others need none and run in CI."""
+    if os.environ.get("FUSEDLSTM_REQUIRE_CUDA") != "1":
+        return
+
+    def uses_gpu(item: pytest.Item) -> bool:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        return "cuda" in getattr(item, "fixturenames", ()) or parameters.get("device") == "cuda"
+
+    config.hook.pytest_deselected(items=[item for item in items if not uses_gpu(item)])
+    items[:] = filter(uses_gpu, items)
+
+
 @pytest.fixture
 def cuda() -> torch.device:
     """The GPU; without one the test is skipped by name, or fails when one is required."""

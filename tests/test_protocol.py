@@ -91,13 +91,13 @@ def test_some_interleaving_shows_a_fault(fault):
     assert "instead of" in error
 
 
-def _explore_data(fault):
+def _explore_data(fault, slots=4, steps_per_fence=1):
     """The exchange without flags, of two blocks of a warp each, with stores that become visible in any order.
 
     Stores to one place stay in order, and none overtakes one before a fence. A state is where every block is, what the
     slots hold and, for each block, the stores that it alone sees so far: (place, value, fences before it).
     """
-    steps, slots = 7, 2 if fault == "two_slots" else 4
+    steps, slots = slots + 3, 2 if fault == "two_slots" else slots
 
     def program(block):
         yield "store", (0, block), 0
@@ -108,7 +108,7 @@ def _explore_data(fault):
             forgotten = step - (fault != "forgets_too_early")
             if forgotten >= 0 and fault != "never_forgets":
                 yield "store", (forgotten % slots, block), EMPTY
-            if fault != "no_fence":
+            if fault != "no_fence" and step % steps_per_fence == steps_per_fence - 1:
                 yield "fence", None, None
 
     programs = [list(program(block)) for block in range(BLOCKS)]
@@ -154,10 +154,18 @@ def _explore_data(fault):
     return None, len(seen)
 
 
-def test_every_order_of_stores_without_flags_is_right():
-    error, states = _explore_data(None)
+# A slot serves again after twice the steps between fences, and two; the kernels have 16 slots and a fence in 4 steps.
+@pytest.mark.parametrize(("slots", "steps_per_fence"), [(4, 1), (6, 2), (8, 3)])
+def test_every_order_of_stores_without_flags_is_right(slots, steps_per_fence):
+    error, states = _explore_data(None, slots, steps_per_fence)
     assert error is None
     assert states > 1000
+
+
+@pytest.mark.parametrize(("slots", "steps_per_fence"), [(2, 1), (3, 2), (4, 3)])
+def test_some_order_of_stores_shows_that_slots_are_too_few_for_so_rare_fences(slots, steps_per_fence):
+    error, _ = _explore_data(None, slots, steps_per_fence)
+    assert "instead of" in error
 
 
 DATA_FAULTS = {

@@ -138,9 +138,11 @@ struct Place {
   bool first : 1, last : 1;  // whether this is the first, the last step that the row takes in this direction
   bool enters : 1;  // whether it is the first of a segment, in this direction, and so starts from zero
 
-  // Row of a [T, N, D, ...] tensor at step `time` of the input.
+  // Row of a [T, N, D, ...] tensor at step `time` of the input: one product of 32 bits by 32.
   __device__ __forceinline__ int64_t sequence_row(const Sizes& size, int64_t time) const {
-    return (time * size.batch + n) * size.directions + d;
+    const auto directions = static_cast<unsigned>(size.directions);
+    const uint64_t rows = static_cast<unsigned>(size.batch) * directions;
+    return static_cast<int64_t>(static_cast<unsigned>(time) * rows + n * directions + d);
   }
 };
 

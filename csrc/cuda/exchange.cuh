@@ -46,9 +46,9 @@ struct Slice {
 // Signal::flag: a block announces by a flag what it has told. Two slots: one that is overwritten has been
 // read by everyone, for whoever told the state that came after it had read it before.
 //
-// Signal::data: what has been told is there when it is no longer kUntold, word by word. Four slots: a word is
-// made kUntold again by the lane that told it, once everyone has read it, three states before it is told
-// anew.
+// Signal::data: what has been told is there when it is no longer kUntold, word by word. A word is made
+// kUntold again by the lane that told it, once everyone has read it; when its slot's turn comes again, fences
+// of that lane and of each reader lie between.
 template <class IO, int kPieces, Signal signal>
 class Ring {
  public:
@@ -117,9 +117,11 @@ class Ring {
           });
     }
   }
-  // After a step, by every thread: orders what it has read and forgotten before what it tells and reads next.
-  __device__ __forceinline__ void settle() const {
-    if constexpr (signal == Signal::data) fence();
+  // After a step, by every thread: orders what it has read and forgotten before what it tells and reads
+  // later.
+  __device__ __forceinline__ void settle(int step) const {
+    if constexpr (signal == Signal::data)
+      if (step % kStepsPerFence == kStepsPerFence - 1) fence();
   }
 
  private:

@@ -14,26 +14,6 @@ using torch::stable::new_empty;
 using torch::stable::new_zeros;
 using torch::stable::zero_;
 
-Tensor converted(const Tensor& tensor, ScalarType type, const Work& work) {
-  const Layer& layer = work.layer;
-  Tensor out = new_empty(work.in.x, {layer.directions, layer.batch, layer.hidden}, type);
-  copy_(out, tensor);
-  return out;
-}
-
-std::optional<Tensor> bias_sum(const Work& work) {
-  const Layer& layer = work.layer;
-  if (!layer.biased) return std::nullopt;
-  const int64_t gates = 4 * layer.hidden;
-  Tensor bias = work.new_compute({layer.directions, gates});
-  for (int64_t d = 0; d < layer.directions; ++d) {
-    const Tensor part = slice(bias, 0, d, 1);
-    sum_biases(layer.bias_ih(d).data_ptr(), layer.bias_hh(d).data_ptr(), part.data_ptr(), gates, work.type(),
-               work.stream());
-  }
-  return bias;
-}
-
 // [T, N, D*4H]: the input's share of the gates, without biases.
 Tensor input_gates(const Work& work) {
   const Layer& layer = work.layer;
@@ -56,20 +36,17 @@ ForwardResult run_forward(const Work& work, bool keep_cells, bool keep_gates) {
   const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
   ForwardResult out;
   out.y = work.new_io({T, N, D * P});
-  out.h_n = clone(work.in.h0);
   out.cell = keep_cells ? work.new_compute({T, N, D * H}) : work.new_compute({0});
   if (work.empty()) {
     out.gates = keep_gates ? work.new_compute({T, N, D * 4 * H}) : work.new_compute({0});
+    out.h_n = clone(work.in.h0);
     out.c_n = clone(work.in.c0);
     return out;
   }
 
   out.gates = input_gates(work);
   const Tensor weight_hh = stack(layer.of_each_direction(&Layer::weight_hh));
-  const std::optional<Tensor> bias = bias_sum(work);
-  const Tensor c = converted(work.in.c0, work.compute, work);
-  run_recurrence(work, weight_hh, bias, c, out, keep_gates);
-  out.c_n = converted(c, work.io, work);
+  run_recurrence(work, weight_hh, out, keep_gates);
   if (!keep_gates) out.gates = work.new_compute({0});
   return out;
 }
@@ -166,8 +143,6 @@ BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved&
   // What is not needed is returned empty; each a tensor of its own, as outputs of an operator must be.
   BackwardResult out{work.new_io({0}), work.new_io({0}), {}, {}};
   for (size_t i = 0; i < layer.weights.size(); ++i) out.grad_weights.push_back(work.new_io({0}));
-  Tensor grad_c =
-      grad.c_n ? converted(*grad.c_n, work.compute, work) : new_zeros(work.in.x, {D, N, H}, work.compute);
   if (work.empty()) {
     if (need_x) out.grad_x = work.new_io({T, N, I});
     if (need_h0) out.grad_h0 = grad.h_n ? clone(*grad.h_n) : new_zeros(work.in.x, {D, N, P});
@@ -177,18 +152,19 @@ BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved&
       out.grad_weights[i] = torch::stable::empty_like(weight);
       zero_(out.grad_weights[i]);
     }
-    out.grad_c0 = converted(grad_c, work.io, work);
+    out.grad_c0 = grad.c_n ? clone(*grad.c_n) : new_zeros(work.in.x, {D, N, H});
     return out;
   }
 
   const Tensor weight_hh = stack(layer.of_each_direction(&Layer::weight_hh));
   Gradients grads{.gates = work.new_io({T, N, D * 4 * H}),
-                  .first_gates = new_zeros(work.in.x, {D, N, 4 * H}),
+                  .first_gates = {},
+                  .c0 = {},
                   .bias = {},
                   .projected = {},
                   .unprojected = {}};
-  run_recurrence_backward(work, grad, saved, weight_hh, grad_c, grads);
-  out.grad_c0 = converted(grad_c, work.io, work);
+  run_recurrence_backward(work, grad, saved, weight_hh, grads);
+  out.grad_c0 = grads.c0;
 
   if (need_h0) {
     out.grad_h0 = work.new_io({D, N, P});

@@ -25,15 +25,17 @@ struct PersistentForwardArgs {
   Sizes size;
   Persistent plan;
   Exchange exchange;
-  const void* weights;  // W_hh by pack_weights
-  const void* bias;     // [D, 4H] compute        sum of both biases; null without biases
-  const void* h0;       // [D, N, H] io
-  void* gates;          // [T, N, D, 4H] compute  product of the input and W_ih
-  bool keep_gates;      // whether the activated gates take their place
-  void* cell;           // [T, N, D, H] compute   written; null: not wanted
-  void* c;              // [D, N, H] compute      c0, replaced by c_n
-  void* y;              // [T, N, D, H] io        written; zero past a row's length
-  void* h;              // [D, N, H] io           h0, replaced by h_n
+  const void* weights;     // W_hh by pack_weights
+  const void* bias_ih[2];  // [4H] io of each direction; null without biases
+  const void* bias_hh[2];
+  const void* h0;   // [D, N, H] io
+  const void* c0;   // [D, N, H] io
+  void* gates;      // [T, N, D, 4H] compute  product of the input and W_ih
+  bool keep_gates;  // whether the activated gates take their place
+  void* cell;       // [T, N, D, H] compute   written; null: not wanted
+  void* y;          // [T, N, D, H] io        written; zero past a row's length
+  void* h_n;        // [D, N, H] io           written
+  void* c_n;        // [D, N, H] io           written
 };
 
 struct PersistentBackwardArgs {
@@ -47,11 +49,12 @@ struct PersistentBackwardArgs {
   const void* grad_cell;  // [T, N, D, H] compute   of every cell state; may be null (zero)
   const void* grad_y;     // [T, N, D, H] io        may be null (zero)
   const void* grad_h_n;   // [D, N, H] io           may be null (zero)
-  void* grad_c;           // [D, N, H] compute      of c_n, replaced by that of c0
+  const void* grad_c_n;   // [D, N, H] io           may be null (zero)
+  void* grad_c0;          // [D, N, H] io           written
   void* grad_gates;       // [T, N, D, 4H] io       written; zero past a row's length
   float* grad_bias;   // [D, groups, 4H]        written: sums of grad_gates over all steps and a group's rows
-  void* first_gates;  // [D, N, 4H] io          those of each row's first step, as far as h0 reaches it; else
-                      // zero
+  void* first_gates;  // [D, N, 4H] io          written: those of each row's first step, as far as h0 reaches
+                      // it; else zero
 };
 
 // W_hh [D, 4H, H] io as the blocks read it, packed_bytes of it.
@@ -61,8 +64,12 @@ inline int64_t packed_bytes(const Sizes& size, const Persistent& plan) {
   return size.directions * plan.members * plan.tiles * plan.pieces * 32 * kPersistentWarps * 32;
 }
 
-// The slots of an exchange before the first launch, slot_words of 4 bytes.
-void clear_slots(const Sizes& size, const Persistent& plan, Pass pass, void* slots, Type io, Stream stream);
+// Memory of an exchange before its launch: slot_words of 4 bytes, and then flag_words.
+Exchange clear_exchange(const Sizes& size, const Persistent& plan, Pass pass, uint32_t* memory, Type io,
+                        Stream stream);
+inline int64_t flag_words(const Sizes& size, const Persistent& plan) {
+  return plan.blocks(size.directions) * kFlagWords;
+}
 inline int64_t slot_words(const Sizes& size, const Persistent& plan) {
   return size.directions * plan.groups * slot_count(plan.signal) * plan.rows * kPersistentWarps *
          plan.pieces * 16;

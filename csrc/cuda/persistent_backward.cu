@@ -65,7 +65,7 @@ __device__ __forceinline__ Gates<float> update_cell(const PersistentBackwardArgs
   float grad_h = from_next;
   if (at.last) {
     grad_h = args.grad_h_n ? widen(static_cast<const IO*>(args.grad_h_n)[state]) : 0.0f;
-    grad_c = static_cast<const float*>(args.grad_c)[state];
+    grad_c = args.grad_c_n ? widen(static_cast<const IO*>(args.grad_c_n)[state]) : 0.0f;
   }
   grad_h += widen(cell.grad_y), grad_c += cell.grad_cell;
   const CellGradient<float> grad = cell_gradient<FastMath>(cell.gates, c_before, cell.c, grad_h, grad_c);
@@ -92,32 +92,47 @@ __global__ void __launch_bounds__(kThreads, 1)
       reinterpret_cast<float2*>(&shared_memory<float4>() + plan.chunk * plan.tiles * kThreads);
   auto* const grad_bias_kept = reinterpret_cast<float*>(grad_c_kept + chunks * plan.rounds * kThreads);
   for (int i = 0; i < plan.rounds * 4; ++i) grad_bias_kept[i * kThreads + thread_index()] = 0;
-  const Weights<IO, kPieces, kHeldFragments<Pass::backward, kPieces>> weights(
-      args.weights, slice.d * plan.members + slice.member, plan.tiles,
-      grad_bias_kept + plan.rounds * 4 * kThreads);
   const int first_unit = slice.member * plan.tiles * kTileUnits;
 
   // In each chunk a warp finishes an item in each of one or two rounds: eight units for one tile of the
   // batch. A lane has one unit for two neighbouring rows.
-  const int items = 2 * plan.tiles * plan.chunk;
   struct Item {
-    int half, unit_tile, tile, unit;  // which of the units of a tile of weights; that tile; tile of the batch
-    bool exists;                      // in the exchange as well
+    int octet, tile;  // of the block's units; of the chunk's rows; -1: none, as beyond the exchange
   };
-  const auto item_at = [&](int round) {
-    const int index = round * kPersistentWarps + warp;
-    Item item{index % 2, index / 2 % plan.tiles, index / 2 / plan.tiles, 0, false};
-    item.unit = first_unit + (2 * item.unit_tile + item.half) * kOctet;
-    item.exists = index < items && item.unit < H;
-    return item;
+  const auto item_of = [&](int round) {
+    const int index = round * kPersistentWarps + warp, octets = 2 * plan.tiles;
+    const Item item{index % octets, index / octets};
+    return item.tile < plan.chunk && first_unit + item.octet * kOctet < H ? item : Item{0, -1};
   };
+  const Item in_first = item_of(0), in_second = item_of(1);
+  const auto item_at = [&](int round) { return round == 0 ? in_first : in_second; };
   const auto load = [&](int step, int first_tile, int round, Cell<IO>(&cells)[2]) {
     const Item item = item_at(round);
     for (int r = 0; r < 2; ++r) {
       const int row = (first_tile + item.tile) * kTileRows + lane % 4 * 2 + r;
-      cells[r] = item.exists ? load_cell<IO>(args, slice, step, row, item.unit + lane / 4) : Cell<IO>{};
+      const int unit = first_unit + item.octet * kOctet + lane / 4;
+      cells[r] = item.tile >= 0 ? load_cell<IO>(args, slice, step, row, unit) : Cell<IO>{};
     }
   };
+
+  // What remains of rows of no steps, and of those that h0 does not reach.
+  for (int chunk = 0; chunk < chunks; ++chunk)
+    for (int round = 0; round < plan.rounds; ++round) {
+      const Item item = item_at(round);
+      const int64_t unit = first_unit + item.octet * kOctet + lane / 4;
+      for (int r = 0; r < 2; ++r) {
+        const int row = (chunk * plan.chunk + item.tile) * kTileRows + lane % 4 * 2 + r;
+        if (item.tile < 0 || row >= slice.row_count || unit >= H) continue;
+        const int64_t n = slice.d * size.batch + slice.first_row + row;
+        const auto* const grad_c_n = static_cast<const IO*>(args.grad_c_n);
+        static_cast<IO*>(args.grad_c0)[n * H + unit] = grad_c_n ? grad_c_n[n * H + unit] : IO{};
+        store_gates<IO>(args.first_gates, n, H, unit, Gates<float>{});
+      }
+    }
+
+  const Weights<IO, kPieces, kHeldFragments<Pass::backward, kPieces>> weights(
+      args.weights, slice.d * plan.members + slice.member, plan.tiles,
+      grad_bias_kept + plan.rounds * 4 * kThreads);
 
   constexpr int kTerms = Ring<IO, kPieces, signal>::kRowTerms / kPersistentWarps;
   const int begin = warp * kTerms / kOctetTerms * kOctet;
@@ -150,10 +165,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int round = 0; round < plan.rounds; ++round) {
         const Item item = item_at(round);
         if (round > 0) load(step, first_tile, round, cells);
-        if (item.exists) {
+        if (item.tile >= 0) {
           const int tile = first_tile + item.tile;
           float2 from_next{0, 0};
-          if (done > 0) from_next = partials.total(item.tile * plan.tiles + item.unit_tile, item.half);
+          if (done > 0) from_next = partials.total(item.tile * plan.tiles + item.octet / 2, item.octet % 2);
           float2* const kept = grad_c_kept + (chunk * plan.rounds + round) * kThreads + thread_index();
           float grad_c[2] = {kept->x, kept->y};
           Gates<float> own[2] = {};
@@ -167,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             told_gates[2][r] = told<IO>(own[r].g), told_gates[3][r] = told<IO>(own[r].o);
           }
           for (int gate = 0; gate < 4; ++gate) {
-            const int term = item.unit / kOctet * kOctetTerms + gate * kOctet;
+            const int term = first_unit * 4 + item.octet * kOctetTerms + gate * kOctet;
             if (step > 0) ring.tell(done, tile, term, told_gates[gate][0], told_gates[gate][1]);
             if (done > 1) ring.forget(done - 2, tile, term);
           }
@@ -180,14 +195,14 @@ __global__ void __launch_bounds__(kThreads, 1)
             const Place& at = cells[r].at;
             store_gates<IO>(args.grad_gates, at.sequence_row(size, at.t), H, at.unit, own[r]);
             if (!at.active || !at.first) continue;
-            static_cast<float*>(args.grad_c)[at.row * H + at.unit] = grad_c[r];
+            narrow(grad_c[r], static_cast<IO*>(args.grad_c0)[at.row * H + at.unit]);
             if (!at.enters) store_gates<IO>(args.first_gates, at.row, H, at.unit, own[r]);
           }
         }
       }
       block_barrier();
       if (thread_index() == 0 && step > 0) ring.announce(slice.member, count);
-      if (chunk + 1 == chunks) ring.settle();
+      if (chunk + 1 == chunks) ring.settle(done);
     }
   }
 

@@ -38,8 +38,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int unit = item_unit + lane / 4;
   const bool unit_exists = works && unit < H;
   float bias[4] = {};
-  for (int gate = 0; gate < 4 && unit_exists && args.bias; ++gate)
-    bias[gate] = static_cast<const float*>(args.bias)[(4 * slice.d + gate) * H + unit];
+  if (const auto* const bias_ih = static_cast<const IO*>(args.bias_ih[slice.d]); bias_ih && unit_exists) {
+    const auto* const bias_hh = static_cast<const IO*>(args.bias_hh[slice.d]);
+    for (int gate = 0; gate < 4; ++gate)
+      bias[gate] = widen(bias_ih[gate * H + unit]) + widen(bias_hh[gate * H + unit]);
+  }
 
   const auto pair_at = [&](int step, int tile) {
     Pair pair;
@@ -65,7 +68,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   for (int chunk = 0; works && chunk < chunks; ++chunk) {
     const int tile = chunk * plan.chunk + item_tile;
-    tell(0, tile, pair_at(0, tile), {0, 0});
+    const Pair pair = pair_at(0, tile);
+    for (int r = 0; r < 2; ++r) {  // the last states of rows of no steps
+      const int64_t state = pair.at[r].row * H + unit;
+      if (!pair.exists[r]) continue;
+      static_cast<IO*>(args.h_n)[state] = static_cast<const IO*>(args.h0)[state];
+      static_cast<IO*>(args.c_n)[state] = static_cast<const IO*>(args.c0)[state];
+    }
+    tell(0, tile, pair, {0, 0});
   }
   block_barrier();
   if (thread_index() == 0) ring.announce(slice.member, chunks);
@@ -114,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int r = 0; r < 2; ++r) {
           const Place& at = pair.at[r];
           if (!pair.exists[r] || !at.active) continue;
-          const float before = at.first ? static_cast<const float*>(args.c)[at.row * H + unit]
+          const float before = at.first ? widen(static_cast<const IO*>(args.c0)[at.row * H + unit])
                                : r      ? kept.y
                                         : kept.x;
           for (int gate = 0; gate < 4; ++gate) gates[r][gate] += bias[gate] + sums[r][gate];
@@ -132,7 +142,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (thread_index() == 0 && step + 1 < steps)
         ring.announce(slice.member, count + static_cast<uint32_t>(chunks));
 
-      if (chunk + 1 == chunks) ring.settle();
+      if (chunk + 1 == chunks) ring.settle(step);
 
       // Nobody waits for what follows.
       for (int r = 0; r < 2; ++r) {
@@ -149,8 +159,8 @@ __global__ void __launch_bounds__(kThreads, 1)
           gate[0] = gates[r][0], gate[H] = gates[r][1], gate[2 * H] = gates[r][2], gate[3 * H] = gates[r][3];
         }
         if (!at.last) continue;
-        static_cast<IO*>(args.h)[state] = output;
-        static_cast<float*>(args.c)[state] = c[r];
+        static_cast<IO*>(args.h_n)[state] = output;
+        narrow(c[r], static_cast<IO*>(args.c_n)[state]);
       }
     }
   }

@@ -50,13 +50,13 @@ __global__ void pack_weights_kernel(const Sizes size, const Persistent plan, con
 }
 
 // Terms that no block tells are zero from the start, so that nobody waits for them.
-__global__ void clear_slots_kernel(uint32_t* slots, int64_t words, int row_pieces, int told_words,
-                                   uint32_t untold) {
+__global__ void clear_exchange_kernel(uint32_t* memory, int64_t words, int64_t slot_words, int row_pieces,
+                                      int told_words, uint32_t untold) {
   constexpr int kPieceWords = kLanes * 4;
   const int64_t stride = int64_t{grid_size()} * block_size();
   for (int64_t i = int64_t{block_index()} * block_size() + thread_index(); i < words; i += stride) {
     const auto piece = static_cast<int>(i / kPieceWords % row_pieces), word = static_cast<int>(i % 16);
-    slots[i] = piece * 16 + word < told_words ? untold : 0;
+    memory[i] = i < slot_words && piece * 16 + word < told_words ? untold : 0;
   }
 }
 
@@ -76,13 +76,14 @@ void pack_weights(const Sizes& size, const Persistent& plan, Pass pass, const vo
   });
 }
 
-void clear_slots(const Sizes& size, const Persistent& plan, Pass pass, void* slots, Type io, Stream stream) {
-  const int64_t words = slot_words(size, plan);
+Exchange clear_exchange(const Sizes& size, const Persistent& plan, Pass pass, uint32_t* memory, Type io,
+                        Stream stream) {
+  const int64_t slots = slot_words(size, plan), words = slots + flag_words(size, plan);
   const int64_t octets = (size.hidden + kOctet - 1) / kOctet;
   const int64_t told = octets * (pass == Pass::forward ? kOctet : kOctetTerms) * io_bytes(io) / 4;
-  launch("clear_slots", &clear_slots_kernel, launch_for_all(words, stream), static_cast<uint32_t*>(slots),
-         words, plan.pieces * kPersistentWarps, static_cast<int>(told),
-         plan.signal == Signal::data ? kUntold : 0u);
+  launch("clear_exchange", &clear_exchange_kernel, launch_for_all(words, stream), memory, words, slots,
+         plan.pieces * kPersistentWarps, static_cast<int>(told), plan.signal == Signal::data ? kUntold : 0u);
+  return {memory, memory + slots};
 }
 
 }  // namespace fusedlstm::cuda

@@ -12,44 +12,57 @@ using torch::stable::new_zeros;
 // What a persistent launch needs besides the layer's own tensors: the weights in its order, and memory
 // through which its blocks talk. It lives as long as its owner.
 struct PersistentMemory {
-  Tensor weights, slots, flags;
+  Tensor weights, words;
+  Exchange exchange;
 
   PersistentMemory(const Work& work, Pass pass, const Tensor& weight_hh)
       : weights(work.new_io({packed_bytes(work.size, *work.plan.persistent) / io_bytes(work.type())})),
-        slots(new_empty(work.in.x, {slot_words(work.size, *work.plan.persistent)}, ScalarType::Int)),
-        flags(new_zeros(work.in.x, {work.plan.persistent->blocks(work.layer.directions) * kFlagWords},
-                        ScalarType::Int)) {
-    clear_slots(work.size, *work.plan.persistent, pass, slots.data_ptr(), work.type(), work.stream());
+        words(new_empty(
+            work.in.x,
+            {slot_words(work.size, *work.plan.persistent) + flag_words(work.size, *work.plan.persistent)},
+            ScalarType::Int)),
+        exchange(clear_exchange(work.size, *work.plan.persistent, pass, pointer<uint32_t>(words), work.type(),
+                                work.stream())) {
     pack_weights(work.size, *work.plan.persistent, pass, weight_hh.data_ptr(), weights.data_ptr(),
                  work.type(), work.stream());
   }
-
-  Exchange exchange() const { return {slots.data_ptr(), pointer<uint32_t>(flags)}; }
 };
 
 // Whether the device has taken the launch.
-bool launch_forward(const Work& work, const Tensor& weight_hh, const std::optional<Tensor>& bias,
-                    const Tensor& c, const ForwardResult& out, bool keep_gates) {
+bool launch_forward(const Work& work, const Tensor& weight_hh, ForwardResult& out, bool keep_gates) {
+  const Layer& layer = work.layer;
   const PersistentMemory memory(work, Pass::forward, weight_hh);
-  return forward_persistent({.size = work.size,
+  const Tensor h_n = work.new_io({layer.directions, layer.batch, layer.hidden});
+  const Tensor c_n = work.new_io({layer.directions, layer.batch, layer.hidden});
+  PersistentForwardArgs args{.size = work.size,
                              .plan = *work.plan.persistent,
-                             .exchange = memory.exchange(),
+                             .exchange = memory.exchange,
                              .weights = memory.weights.data_ptr(),
-                             .bias = pointer<void>(bias),
+                             .bias_ih = {},
+                             .bias_hh = {},
                              .h0 = work.in.h0.data_ptr(),
+                             .c0 = work.in.c0.data_ptr(),
                              .gates = out.gates.data_ptr(),
                              .keep_gates = keep_gates,
                              .cell = out.cell.numel() ? out.cell.data_ptr() : nullptr,
-                             .c = c.data_ptr(),
                              .y = out.y.data_ptr(),
-                             .h = out.h_n.data_ptr()},
-                            work.type(), work.stream());
+                             .h_n = h_n.data_ptr(),
+                             .c_n = c_n.data_ptr()};
+  for (int64_t d = 0; layer.biased && d < layer.directions; ++d) {
+    args.bias_ih[d] = layer.bias_ih(d).data_ptr();
+    args.bias_hh[d] = layer.bias_hh(d).data_ptr();
+  }
+  if (!forward_persistent(args, work.type(), work.stream())) return false;
+  out.h_n = h_n, out.c_n = c_n;
+  return true;
 }
 
-void forward_steps(const Work& work, const Tensor& weight_hh, const std::optional<Tensor>& bias,
-                   const Tensor& c, const ForwardResult& out, bool keep_gates) {
+void forward_steps(const Work& work, const Tensor& weight_hh, ForwardResult& out, bool keep_gates) {
   const Layer& layer = work.layer;
   const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
+  const std::optional<Tensor> bias = bias_sum(work);
+  const Tensor c = converted(work.in.c0, work.compute, work);
+  out.h_n = torch::stable::clone(work.in.h0);
   const Tensor recurrent = work.new_compute({D, N, 4 * H});
   std::optional<Tensor> weight_hr, unprojected;
   if (layer.projected) {
@@ -95,17 +108,20 @@ void forward_steps(const Work& work, const Tensor& weight_hh, const std::optiona
            .batch = D});
   }
   if (layer.projected) forward_cells(args, T, work.type(), work.plan.stepwise, work.stream());
+  out.c_n = converted(c, work.io, work);
 }
 
 // Whether the device has taken the launch.
 bool launch_backward(const Work& work, const Incoming& grad, const Saved& saved, const Tensor& weight_hh,
-                     const Tensor& grad_c, Gradients& out) {
+                     Gradients& out) {
+  const int64_t N = work.layer.batch, H = work.layer.hidden, D = work.layer.directions;
   const PersistentMemory memory(work, Pass::backward, weight_hh);
-  const Tensor bias =
-      work.new_compute({work.layer.directions, work.plan.persistent->groups, 4 * work.layer.hidden});
+  const Tensor bias = work.new_compute({D, work.plan.persistent->groups, 4 * H});
+  out.c0 = work.new_io({D, N, H});
+  out.first_gates = work.new_io({D, N, 4 * H});
   const bool launched = backward_persistent({.size = work.size,
                                              .plan = *work.plan.persistent,
-                                             .exchange = memory.exchange(),
+                                             .exchange = memory.exchange,
                                              .weights = memory.weights.data_ptr(),
                                              .gates = saved.gates.data_ptr(),
                                              .cell = saved.cell.data_ptr(),
@@ -113,7 +129,8 @@ bool launch_backward(const Work& work, const Incoming& grad, const Saved& saved,
                                              .grad_cell = pointer<void>(grad.cell),
                                              .grad_y = pointer<void>(grad.y),
                                              .grad_h_n = pointer<void>(grad.h_n),
-                                             .grad_c = grad_c.data_ptr(),
+                                             .grad_c_n = pointer<void>(grad.c_n),
+                                             .grad_c0 = out.c0.data_ptr(),
                                              .grad_gates = out.gates.data_ptr(),
                                              .grad_bias = pointer<float>(bias),
                                              .first_gates = out.first_gates.data_ptr()},
@@ -123,9 +140,12 @@ bool launch_backward(const Work& work, const Incoming& grad, const Saved& saved,
 }
 
 void backward_steps(const Work& work, const Incoming& grad, const Saved& saved, const Tensor& weight_hh,
-                    const Tensor& grad_c, Gradients& out) {
+                    Gradients& out) {
   const Layer& layer = work.layer;
   const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
+  const Tensor grad_c =
+      grad.c_n ? converted(*grad.c_n, work.compute, work) : new_zeros(work.in.x, {D, N, H}, work.compute);
+  out.first_gates = new_zeros(work.in.x, {D, N, 4 * H});
   const Tensor grad_h = work.new_compute({D, N, H});
   std::optional<Tensor> weight_hr;
   if (layer.projected) {
@@ -178,20 +198,20 @@ void backward_steps(const Work& work, const Incoming& grad, const Saved& saved, 
     args.grad_h = follows || layer.projected ? grad_h.data_ptr() : nullptr;
     backward_cells(args, step, work.type(), work.plan.stepwise, work.stream());
   }
+  out.c0 = converted(grad_c, work.io, work);
 }
 
 }  // namespace
 
-void run_recurrence(const Work& work, const Tensor& weight_hh, const std::optional<Tensor>& bias,
-                    const Tensor& c, const ForwardResult& out, bool keep_gates) {
-  if (!work.persistent() || !launch_forward(work, weight_hh, bias, c, out, keep_gates))
-    forward_steps(work, weight_hh, bias, c, out, keep_gates);
+void run_recurrence(const Work& work, const Tensor& weight_hh, ForwardResult& out, bool keep_gates) {
+  if (!work.persistent() || !launch_forward(work, weight_hh, out, keep_gates))
+    forward_steps(work, weight_hh, out, keep_gates);
 }
 
 void run_recurrence_backward(const Work& work, const Incoming& grad, const Saved& saved,
-                             const Tensor& weight_hh, const Tensor& grad_c, Gradients& out) {
-  if (!work.persistent() || !launch_backward(work, grad, saved, weight_hh, grad_c, out))
-    backward_steps(work, grad, saved, weight_hh, grad_c, out);
+                             const Tensor& weight_hh, Gradients& out) {
+  if (!work.persistent() || !launch_backward(work, grad, saved, weight_hh, out))
+    backward_steps(work, grad, saved, weight_hh, out);
 }
 
 }  // namespace fusedlstm::cuda

@@ -6,6 +6,8 @@
 #include <set>
 #include <string>
 
+#include "stepwise.h"
+
 namespace fusedlstm::cuda {
 namespace {
 
@@ -86,6 +88,26 @@ Work::Work(const Inputs& inputs, bool tf32, Pass pass)
            pointer<const int64_t>(in.lengths),
            pointer<const bool>(in.resets)} {
   announce(plan);
+}
+
+Tensor converted(const Tensor& tensor, ScalarType type, const Work& work) {
+  const Layer& layer = work.layer;
+  Tensor out = new_empty(work.in.x, {layer.directions, layer.batch, layer.hidden}, type);
+  torch::stable::copy_(out, tensor);
+  return out;
+}
+
+std::optional<Tensor> bias_sum(const Work& work) {
+  const Layer& layer = work.layer;
+  if (!layer.biased) return std::nullopt;
+  const int64_t gates = 4 * layer.hidden;
+  Tensor bias = work.new_compute({layer.directions, gates});
+  for (int64_t d = 0; d < layer.directions; ++d) {
+    const Tensor part = slice(bias, 0, d, 1);
+    sum_biases(layer.bias_ih(d).data_ptr(), layer.bias_hh(d).data_ptr(), part.data_ptr(), gates, work.type(),
+               work.stream());
+  }
+  return bias;
 }
 
 }  // namespace fusedlstm::cuda

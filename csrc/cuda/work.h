@@ -2,6 +2,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <optional>
 
 #include "../checks.h"
 #include "context.h"
@@ -34,5 +35,10 @@ struct Work {
   Tensor new_io(std::initializer_list<int64_t> shape) const { return new_empty(in.x, shape); }
   Tensor new_compute(std::initializer_list<int64_t> shape) const { return new_empty(in.x, shape, compute); }
 };
+
+// A copy of [D, N, H] in another type.
+Tensor converted(const Tensor& tensor, ScalarType type, const Work& work);
+// [D, 4H] compute: the sum of both biases; nothing without biases.
+std::optional<Tensor> bias_sum(const Work& work);
 
 }  // namespace fusedlstm::cuda

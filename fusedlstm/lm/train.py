@@ -77,8 +77,8 @@ class Trainer:
 
     Raises:
         OSError: a file of ``config.data`` cannot be read.
-        ValueError: the text is too short for one window, the batch cannot be shared evenly among the processes, they are
-            to train on another device than the CPU, or torch does not see the device.
+        ValueError: the text is too short for one window, the batch cannot be shared evenly among the processes, several
+            are to train on another device than the CPU, or torch does not see the device.
 
     Example:
         >>> trainer = Trainer(TrainConfig(hidden_size=16, window=8, batch_size=2, steps=3))
