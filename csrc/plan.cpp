@@ -30,7 +30,7 @@ struct Model {
 
   // Time of the host for a call of cuBLAS (backward it often adds up parts in a kernel of its own) and for a
   // kernel: 9.3 to 17 and 4.9 us (launches.jsonl).
-  double product_host_us = 11.4, product_backward_host_us = 16, kernel_host_us = 4.9;
+  double product_host_us = 13, product_backward_host_us = 16, kernel_host_us = 4.9;
   // A product of one step, and the kernel of its cells, start and end in so much (tiers.jsonl: 2.5 and 1.9 us
   // at N 64, H 64); from one kernel to the next on the device (calibration.jsonl, "launch", in a graph).
   double product_us = 2.5, cells_us = 1.9, gap_us = 0.55;
@@ -40,7 +40,7 @@ struct Model {
 
   // Fitted by nonnegative least squares to the durations of 28 forward and 22 backward launches of
   // tiers.jsonl, all within 11%.
-  PersistentCost forward{4080, 5460, 3890, 151, 0, 82, 45}, backward{5110, 5820, 1500, 790, 500, 55, 14};
+  PersistentCost forward{3800, 4720, 3890, 151, 0, 82, 45}, backward{4800, 5080, 1500, 790, 500, 55, 14};
   // The weights' way onto the chip, and the kernels that prepare it.
   double launch_persistent_us = 20;
 };
@@ -129,7 +129,8 @@ double persistent_us(const Problem& problem, const Persistent& plan, const Limit
 }
 
 // What persistent_*.cu are compiled for.
-constexpr std::array kForwardPieces{1, 2, 3, 4, 6, 8}, kBackwardPieces{1, 2, 4, 8, 12, 16};
+constexpr std::array kForwardPieces{1, 2, 3, 4, 6, 8};
+constexpr std::array kBackwardPieces{1, 2, 4, 8, 12, 16, 24, 32};
 
 // The fastest of the persistent plans that fit, by the model.
 std::optional<Persistent> plan_persistent(const Problem& problem, const Limits& limits, Signal signal) {
@@ -141,9 +142,12 @@ std::optional<Persistent> plan_persistent(const Problem& problem, const Limits& 
   const bool forward = problem.pass == Pass::forward;
   const int64_t terms = 64 / io_bytes(problem.type) * kPersistentWarps;  // that a piece of each warp covers
   const int64_t needed = ceil_divide(forward ? problem.hidden : ceil_divide(problem.hidden, 8) * 32, terms);
-  int pieces = 0;
-  for (const int compiled : forward ? kForwardPieces : kBackwardPieces)
-    if (compiled >= needed && (pieces == 0 || compiled < pieces)) pieces = compiled;
+  int pieces = 0;  // the fewest that suffice, in lists that rise
+  const auto choose = [&](const auto& compiled) {
+    const auto found = std::find_if(compiled.begin(), compiled.end(), [&](int n) { return n >= needed; });
+    if (found != compiled.end()) pieces = *found;
+  };
+  forward ? choose(kForwardPieces) : choose(kBackwardPieces);
   if (pieces == 0) return best;
 
   for (int share = 1; share <= 8;

@@ -69,7 +69,7 @@ constexpr int kPersistentWarps = 8;
 // the state; the rest is in shared memory. One more, and some kernel spills on some architecture.
 constexpr int register_fragments(Pass pass, int pieces) {
   if (pass == Pass::forward) return pieces > 6 ? 11 : pieces > 4 ? 10 : pieces > 2 ? 11 : 14;
-  return pieces > 8 ? 7 : 11;
+  return pieces > 8 ? 7 : pieces > 4 ? 10 : 11;
 }
 
 struct Persistent {

@@ -48,12 +48,12 @@ def usages(log: str) -> Iterator[Usage]:
 
 
 # By what is in their names: the registers of a thread that the plan counts on, and how many of them there are.
-# Stepwise: forward and backward, four types, one unit or a vector of them. Persistent: three types, six widths, two
-# signals.
+# Stepwise: forward and backward, four types, one unit or a vector of them. Persistent: three types, six widths
+# forward and eight backward, two signals.
 EXPECTED = {
     "stepwise_kernel": (64, 16),
     "forward_persistent_kernel": (255, 36),
-    "backward_persistent_kernel": (255, 36),
+    "backward_persistent_kernel": (255, 48),
 }
 
 
@@ -79,7 +79,7 @@ def instruction_faults(sass: str) -> list[str]:
     """What is amiss in the instructions of the persistent kernels, as ``cuobjdump -sass`` prints them.
 
     They must use the tensor cores, no local memory, and wait for other blocks in loops without a fence, which would
-    drop the L1 cache and wait for the memory at each turn, but with one before what was waited for is read.
+    drop the L1 cache and wait for the memory at each turn, and after flags acquire what is read then.
     """
     wrong = []
     for function in re.split(r"Function : ", sass)[1:]:
@@ -101,9 +101,12 @@ def instruction_faults(sass: str) -> list[str]:
         reads = [at for at, text in code.items() if "LDG.E.128.STRONG.GPU" in text and at > last]
         if not polls:
             wrong.append(f"{name}: no loop that polls")
-        # Where the data itself is polled nothing is left to read, and the fence comes before the next poll.
-        elif not any("MEMBAR" in text and last < at < min(reads, default=max(code)) for at, text in code.items()):
-            wrong.append(f"{name}: no fence between the polling and the reading")
+        # After flags comes a load with acquire, which drops the L1 cache. Where the data itself is polled nothing is left
+        # to read, and a fence comes before the next poll.
+        elif reads and not any("CCTL.IVALL" in text and last < at < min(reads) for at, text in code.items()):
+            wrong.append(f"{name}: no acquire between the polling and the reading")
+        elif not reads and not any("MEMBAR" in text and last < at for at, text in code.items()):
+            wrong.append(f"{name}: no fence after the polling")
     return wrong
 
 

@@ -58,11 +58,12 @@ SASS = """
         /*0000*/                   LDG.E.STRONG.GPU R0, desc[UR36][R164.64] ;
         /*0010*/                   ISETP.GE.U32.AND P0, PT, R0, R1, PT ;
         /*0020*/              @!P0 BRA 0x0 ;
-        /*0030*/                   MEMBAR.ALL.GPU ;
+        /*0030*/                   CCTL.IVALL ;
         /*0040*/                   LDG.E.128.STRONG.GPU R12, desc[UR36][R4.64] ;
         /*0050*/                   HMMA.16816.F32.BF16 R4, R4, R8, R4 ;
-        /*0060*/               @P1 BRA 0x0 ;
-        /*0070*/                   EXIT ;
+        /*0060*/                   MEMBAR.ALL.GPU ;
+        /*0070*/               @P1 BRA 0x0 ;
+        /*0080*/                   EXIT ;
     Function : _Z4other
         /*0000*/                   LDL R0, [R1] ;
 """
@@ -91,7 +92,7 @@ def test_without_flags_a_fence_must_follow_too():
         ("ISETP.GE.U32.AND P0, PT, R0, R1, PT", "MEMBAR.SC.GPU", "MEMBAR.SC.GPU while polling"),
         ("LDG.E.STRONG.GPU R0", "LDG.E R0", "no loop that polls"),
         ("EXIT", "STL [R1], R0", "STL [R1], R0"),
-        ("MEMBAR.ALL.GPU", "NOP", "no fence between the polling and the reading"),
+        ("CCTL.IVALL", "NOP", "no acquire between the polling and the reading"),
     ],
 )
 def test_instructions_that_should_not_be_there_are_named(old, new, message):

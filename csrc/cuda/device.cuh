@@ -108,8 +108,8 @@ __device__ __forceinline__ void give_up() {
   __assert_fail("fusedlstm: a block has polled 2^26 times for another one", __FILE__, __LINE__, __func__);
 }
 
-// Accesses to global memory that blocks of one grid share. Polling takes relaxed loads with one fence after
-// the last: an acquire load would drop the L1 cache at each turn. A 16-byte access is not atomic as a whole.
+// Accesses to global memory that blocks of one grid share. Polling takes relaxed loads, and one with acquire
+// after the last: one of these drops the L1 cache. A 16-byte access is not atomic as a whole.
 __device__ __forceinline__ uint32_t load_relaxed(const uint32_t* address) {
   uint32_t value;
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");

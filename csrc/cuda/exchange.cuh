@@ -91,29 +91,34 @@ class Ring {
       for (int other = member; other <= last; other += kLanes) {
         const uint32_t* const flag = flags_ + other * kFlagWords;
         wait_while([&] { return load_relaxed(flag) < count; });
+        load_acquire(flag);  // a fence would wait for what this thread has stored: 0.4 us
       }
-      if (member <= last) fence();
       warp_barrier();
     }
   }
-  // A warp's own pieces of kTiles tiles of the state.
-  template <int kTiles>
-  __device__ __forceinline__ void read(int state, int tile, uint4 (&pieces)[kTiles][kPieces]) const {
-    const int warp = static_cast<int>(thread_index()) / kLanes,
-              lane = static_cast<int>(thread_index()) % kLanes;
-    const auto* const first = reinterpret_cast<const uint4*>(at(state, tile, warp * kPieces, lane));
-    const auto of = [&](int t, int piece) { return first + (t * kRowPieces + piece) * kLanes; };
+  // Asks for some of a warp's own pieces, from number kFirst on, of kTiles tiles of the state.
+  template <int kFirst, int kTiles, int kCount>
+  __device__ __forceinline__ void fetch(int state, int tile, uint4 (&pieces)[kTiles][kCount]) const {
+    const uint4* const first = own(state, tile);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
-      for (int piece = 0; piece < kPieces; ++piece) pieces[t][piece] = load_relaxed(of(t, piece));
+      for (int piece = 0; piece < kCount; ++piece)
+        pieces[t][piece] = load_relaxed(first + (t * kRowPieces + kFirst + piece) * kLanes);
+  }
+  // Waits until those that were fetched have been told, and fetches them again as long as they have not.
+  template <int kFirst, int kTiles, int kCount>
+  __device__ __forceinline__ void confirm(int state, int tile, uint4 (&pieces)[kTiles][kCount]) const {
     if constexpr (signal == Signal::data) {
+      const uint4* const first = own(state, tile);
 #pragma unroll
       for (int t = 0; t < kTiles; ++t)
 #pragma unroll
-        for (int piece = 0; piece < kPieces; ++piece)
+        for (int piece = 0; piece < kCount; ++piece)
           wait_while([&] {
-            return untold(pieces[t][piece]) && untold(pieces[t][piece] = load_relaxed(of(t, piece)));
+            uint4& words = pieces[t][piece];
+            const uint4* const place = first + (t * kRowPieces + kFirst + piece) * kLanes;
+            return untold(words) && untold(words = load_relaxed(place));
           });
     }
   }
@@ -155,6 +160,12 @@ class Ring {
   __device__ __forceinline__ IO* at(int state, int tile, int piece, int lane) const {
     const int64_t of_slot = (state & (kSlots - 1)) * (plan_.rows / kTileRows) + tile;
     return slots_ + of_slot * kTileRows * kRowTerms + (piece * kLanes + lane) * kPieceTerms<IO>;
+  }
+  // A lane's part of its warp's first piece.
+  __device__ __forceinline__ const uint4* own(int state, int tile) const {
+    const int warp = static_cast<int>(thread_index()) / kLanes,
+              lane = static_cast<int>(thread_index()) % kLanes;
+    return reinterpret_cast<const uint4*>(at(state, tile, warp * kPieces, lane));
   }
   // The word that a lane tells of eight units: in row g for 16-bit types, in row 2q + `odd` for others.
   __device__ __forceinline__ uint32_t* word(int state, int tile, int term, int odd = 0) const {

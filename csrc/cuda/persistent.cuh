@@ -62,30 +62,36 @@ class Weights {
   }
 
   // Calls use(tile, part, sum) with each tile's product with kParts times 8 rows of the state, of which a
-  // lane holds `state`. It has the sums of row g of the tile with columns 2q and 2q + 1, then of row g + 8.
-  template <int kParts, class Use>
-  __device__ __forceinline__ void multiply(const uint4 (&state)[kParts][kPieces], const Use& use) const {
-    constexpr int kUnrolled = (kHeld + kPieces - 1) / kPieces;  // tiles with a fragment in registers
+  // lane holds kCount pieces from number kFirst on. It has the sums of row g of the tile with columns 2q and
+  // 2q + 1, then of row g + 8.
+  template <int kFirst, int kParts, int kCount, class Use>
+  __device__ __forceinline__ void multiply(const uint4 (&state)[kParts][kCount], const Use& use) const {
+    // Tiles with a fragment in registers.
+    constexpr int kUnrolled = kHeld > kFirst ? (kHeld - kFirst + kPieces - 1) / kPieces : 0;
 #pragma unroll
     for (int tile = 0; tile < kUnrolled; ++tile) {
       if (tile >= tiles_) break;
-      multiply_tile(tile, state, use, [&](int i) { return i < kHeld ? held_[i] : kept(i); });
+      multiply_tile(tile, state, use, [&](int piece) {
+        const int i = tile * kPieces + kFirst + piece;
+        return i < kHeld ? held_[i] : kept(i);
+      });
     }
 #pragma unroll 1
     for (int tile = kUnrolled; tile < tiles_; ++tile)
-      multiply_tile(tile, state, use, [&](int i) { return kept(i); });
+      multiply_tile(tile, state, use, [&](int piece) { return kept(tile * kPieces + kFirst + piece); });
   }
 
  private:
-  // A product waits some 33 cycles for the one before it in the same sum: so there are four sums at a time.
-  template <int kParts, class Use, class FragmentAt>
-  static __device__ __forceinline__ void multiply_tile(int tile, const uint4 (&state)[kParts][kPieces],
+  // A product waits some 33 cycles for the one before it in the same sum, and a scheduler with two warps can
+  // start one in 6.5: so there are three sums at a time, or two for each of two parts.
+  template <int kParts, int kCount, class Use, class FragmentAt>
+  static __device__ __forceinline__ void multiply_tile(int tile, const uint4 (&state)[kParts][kCount],
                                                        const Use& use, const FragmentAt& fragment_at) {
-    constexpr int kSums = kParts == 1 && kPieces > 1 ? 4 : 2;
+    constexpr int kSums = kParts == 1 && kCount > 1 ? 3 : 2;
     float sums[kParts][kSums][4] = {};
 #pragma unroll
-    for (int piece = 0; piece < kPieces; ++piece) {
-      const Fragment a = fragment_at(tile * kPieces + piece);
+    for (int piece = 0; piece < kCount; ++piece) {
+      const Fragment a = fragment_at(piece);
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
         const uint4& b = state[part][piece];
@@ -129,6 +135,12 @@ class Partials {
   __device__ __forceinline__ void put(int item, const float (&sum)[4]) const {
     const int warp = static_cast<int>(thread_index()) / kLanes;
     *place(item, warp) = float4{sum[0], sum[1], sum[2], sum[3]};
+  }
+  // To what the same lane has put there.
+  __device__ __forceinline__ void add(int item, const float (&sum)[4]) const {
+    const int warp = static_cast<int>(thread_index()) / kLanes;
+    const float4 old = *place(item, warp);
+    *place(item, warp) = float4{old.x + sum[0], old.y + sum[1], old.z + sum[2], old.w + sum[3]};
   }
   __device__ __forceinline__ float4 total(int item) const {
     float4 sum = *place(item, 0);

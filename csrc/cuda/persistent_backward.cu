@@ -151,12 +151,35 @@ __global__ void __launch_bounds__(kThreads, 1)
       load(step, first_tile, 0, cells);
       if (done > 0) {
         if (begin < end) ring.await(first_teller, last_teller, count - static_cast<uint32_t>(chunks));
-        for (int part = 0; part < plan.chunk; ++part) {
-          uint4 state[1][kPieces];
-          ring.read(done - 1, first_tile + part, state);
-          weights.multiply(state, [&](int weight_tile, int, const float (&sum)[4]) {
-            partials.put(part * plan.tiles + weight_tile, sum);
+        // Wide states come in slices, each asked for while the one before is multiplied.
+        constexpr int kSlices = kPieces > 16 ? 4 : kPieces > 8 ? 2 : 1, kSlice = kPieces / kSlices;
+        uint4 states[kSlices > 1 ? 2 : 1][1][kSlice];
+        ring.template fetch<0>(done - 1, first_tile, states[0]);
+        const auto multiply = [&]<int slice_index>(int part) {
+          constexpr int kFirst = slice_index * kSlice, kNext = (slice_index + 1) % kSlices;
+          auto& state = states[kSlices > 1 ? slice_index % 2 : 0];
+          if constexpr (kSlices > 1)
+            if (const int next = part + (kNext == 0); next < plan.chunk)
+              ring.template fetch<kNext * kSlice>(done - 1, first_tile + next, states[kNext % 2]);
+          ring.template confirm<kFirst>(done - 1, first_tile + part, state);
+          weights.template multiply<kFirst>(state, [&](int weight_tile, int, const float (&sum)[4]) {
+            const int item = part * plan.tiles + weight_tile;
+            if constexpr (kFirst == 0) {
+              partials.put(item, sum);
+            } else {
+              partials.add(item, sum);
+            }
           });
+        };
+        for (int part = 0; part < plan.chunk; ++part) {
+          multiply.template operator()<0>(part);
+          if constexpr (kSlices > 1) multiply.template operator()<1>(part);
+          if constexpr (kSlices > 2) {
+            multiply.template operator()<2>(part);
+            multiply.template operator()<3>(part);
+          }
+          if (kSlices == 1 && part + 1 < plan.chunk)
+            ring.template fetch<0>(done - 1, first_tile + part + 1, states[0]);
         }
       }
       block_barrier();
@@ -227,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 bool backward_persistent(const PersistentBackwardArgs& args, Type io, Stream stream) {
   bool launched = false;
-  with_kernel<1, 2, 4, 8, 12, 16>(io, args.plan, [&]<class IO, int kPieces, Signal signal>() {
+  with_kernel<1, 2, 4, 8, 12, 16, 24, 32>(io, args.plan, [&]<class IO, int kPieces, Signal signal>() {
     launched = launch_whole("backward_persistent", &lstm_backward_persistent_kernel<IO, kPieces, signal>,
                             args, stream);
   });

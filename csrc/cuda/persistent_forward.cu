@@ -102,8 +102,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (begin < end) ring.await(first_teller, last_teller, count);
       const auto multiply = [&]<int kParts>(int part) {
         uint4 state[kParts][kPieces];
-        ring.read(step, first_tile + part, state);
-        weights.multiply(state, [&](int weight_tile, int further, const float (&sum)[4]) {
+        ring.template fetch<0>(step, first_tile + part, state);
+        ring.template confirm<0>(step, first_tile + part, state);
+        weights.template multiply<0>(state, [&](int weight_tile, int further, const float (&sum)[4]) {
           partials.put((part + further) * plan.tiles + weight_tile, sum);
         });
       };
