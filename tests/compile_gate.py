@@ -101,8 +101,8 @@ def instruction_faults(sass: str) -> list[str]:
         reads = [at for at, text in code.items() if "LDG.E.128.STRONG.GPU" in text and at > last]
         if not polls:
             wrong.append(f"{name}: no loop that polls")
-        # After flags comes a load with acquire, which drops the L1 cache. Where the data itself is polled nothing is left
-        # to read, and a fence comes before the next poll.
+        # After flags comes a load with acquire, which drops the L1 cache. Where the data itself is polled nothing is
+        # left to read, and a fence comes before the next poll.
         elif reads and not any("CCTL.IVALL" in text and last < at < min(reads) for at, text in code.items()):
             wrong.append(f"{name}: no acquire between the polling and the reading")
         elif not reads and not any("MEMBAR" in text and last < at for at, text in code.items()):

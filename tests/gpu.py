@@ -100,14 +100,16 @@ def run_small_cases() -> None:
     """Forward and backward of small layers of every kind and by every strategy, for the sanitizers."""
     for strategy in ("stepwise", "persistent", "persistent_flags"):
         os.environ["FUSEDLSTM_STRATEGY"] = strategy
-        _run_small_cases()
+        _run_small_cases(stepwise=strategy == "stepwise")
 
 
-def _run_small_cases() -> None:
+def _run_small_cases(stepwise: bool) -> None:
     cases = [{}, {"bidirectional": True}, {"proj_size": 3}, {"bidirectional": True, "proj_size": 4, "bias": False}]
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         for hidden in (8, 13):
             for options in cases:
+                if not stepwise and (dtype == torch.float64 or "proj_size" in options):
+                    continue  # there are no persistent kernels for these
                 module = fusedlstm.LSTM(5, hidden, **options, device="cuda", dtype=dtype)
                 for lengths in ([4, 4, 4], [4, 2, 1]):
                     x = torch.randn(4, 3, 5, device="cuda", dtype=dtype, requires_grad=True)

@@ -144,8 +144,8 @@ def test_each_width_of_the_kernels(pieces, dtype):
 
 @pytest.mark.parametrize(("dtype", "narrower"), [("tf32", 4), ("tf32", 6), ("bf16", 4), ("f16", 4)])
 def test_the_widest_kernels(narrower, dtype):
-    """Just past what a narrower pair takes: the emulator has stacks for about a hundred blocks. 17 rows are three tiles,
-    of which the backward pass multiplies one while it asks for another."""
+    """Just past what a narrower pair takes: the emulator has stacks for about a hundred blocks. 17 rows are three
+    tiles, of which the backward pass multiplies one while it asks for another."""
     hidden = narrower * 8 * (16 if dtype == "tf32" else 32) + 5
     _check(Shape(3, 17, hidden, multiprocessors=-(-hidden // 16)), dtype)
 
