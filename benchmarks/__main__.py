@@ -89,8 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = records.read(folder / "rows.csv")
     if args.command == "report":
         (folder / "tables.md").write_text(report.tables(rows))
-        if folder == report.shown(records.RESULTS):  # a GPU's rows go before a processor's
-            report.update_readme(README, rows)
+        shown = report.shown(records.RESULTS)
+        if folder in shown or folder.resolve() in shown:
+            report.update_readme(README, [records.read(path / "rows.csv") for path in shown])
         print(report.tables(rows))
     else:
         plots.draw(rows, folder)

@@ -53,8 +53,10 @@ def versions(device: torch.device) -> dict[str, str]:
 
 @cache
 def commit() -> str:
-    """The commit that is checked out, with -dirty where sources differ from it; of a tree without its repository what
-    FUSEDLSTM_COMMIT says, else unknown."""
+    """What FUSEDLSTM_COMMIT says, for a copy of the tree that its repository does not know; else the commit that is
+    checked out, with -dirty where sources differ from it; unknown outside a repository."""
+    if said := os.environ.get("FUSEDLSTM_COMMIT"):
+        return said
     root = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
@@ -62,11 +64,7 @@ def commit() -> str:
 
     head = git("rev-parse", "--short=12", "HEAD")
     sources = ("csrc", "fusedlstm", "benchmarks", "setup.py", ":!benchmarks/results")
-    return (
-        head + ("-dirty" if git("status", "--porcelain", "--", *sources) else "")
-        if head
-        else os.environ.get("FUSEDLSTM_COMMIT", "unknown")
-    )
+    return head + ("-dirty" if git("status", "--porcelain", "--", *sources) else "") if head else "unknown"
 
 
 def columns(device: torch.device, dtype: str) -> dict[str, Any]:

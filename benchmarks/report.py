@@ -66,10 +66,11 @@ def folder(rows: Iterable[Row]) -> str:
     return environment.folder_of(row.device, bool(row.cuda))
 
 
-def shown(results: Path) -> Path | None:
-    """The folder whose rows the README shows: the first GPU's, else the first processor's; None without any."""
-    folders = [path.parent for path in results.glob("*/rows.csv")]
-    return min(folders, key=lambda path: (path.name.startswith("cpu-"), path.name), default=None)
+def shown(results: Path) -> list[Path]:
+    """The folders whose rows the README shows: the first GPU's and the first processor's, as far as there are any."""
+    folders = sorted(path.parent for path in results.glob("*/rows.csv"))
+    kinds = [[path for path in folders if path.name.startswith("cpu-") == is_cpu] for is_cpu in (False, True)]
+    return [of_kind[0] for of_kind in kinds if of_kind]
 
 
 def caption(rows: Sequence[Row]) -> str:
@@ -235,15 +236,15 @@ def _absent(found: dict[Key, Group]) -> list[str]:
     return ["## Absent providers", "\n".join(lines)] if lines else []
 
 
-def summary(rows: Sequence[Row]) -> str:
-    """The README's table: each case's ratios in float32, with the largest number of threads that was measured."""
+def summary(rows: Sequence[Row], dtype: str) -> str:
+    """A table for the README: each case's ratios in a dtype, with the largest number of threads that was measured."""
     threads = max(row.threads for row in rows)
-    chosen = [row for row in rows if row.dtype == "float32" and row.threads == threads]
+    chosen = [row for row in rows if row.dtype == dtype and row.threads == threads]
     found = groups(row for row in chosen if row.mode in _SUMMARY_MODES)
     columns = {mode: [group for key, group in found.items() if key[1] == mode] for mode in _SUMMARY_MODES}
     lines = []
     for name in dict.fromkeys(key[3] for key in found):
-        of_case = [found.get(("float32", mode, threads, name), {}) for mode in _SUMMARY_MODES]
+        of_case = [found.get((dtype, mode, threads, name), {}) for mode in _SUMMARY_MODES]
         size = next(_size(row) for group in of_case for row in group.values())
         lines.append([name, size, *(cell for group in of_case for cell in _short(group))])
     means = []
@@ -254,7 +255,7 @@ def summary(rows: Sequence[Row]) -> str:
     lines.append(["geometric mean", "", *means])
     header = [cell for mode in _SUMMARY_MODES for cell in (f"{mode}: ratio to nn.LSTM", "to the fastest other")]
     file = f"benchmarks/results/{folder(rows)}/rows.csv"
-    text = "Time of the other over that of fusedlstm, float32: above 1, fusedlstm is faster; **below 1** it is slower."
+    text = f"Time of the other over that of fusedlstm, {dtype}: above 1, fusedlstm is faster; **below 1** it is slower."
     absent = sorted({label(row.provider) for row in chosen if _is_absent(row)})
     parts = [f"{text} {caption(chosen)}; rows: [{file}]({file}).", _markdown(["case", "size", *header], lines)]
     return "\n\n".join(parts + ([f"Not measured, because absent: {', '.join(absent)}."] if absent else []))
@@ -273,13 +274,18 @@ def _bold(value: float) -> str:
     return digits(value) if value >= 1 else f"**{digits(value)}**"
 
 
-def readme_section(rows: Sequence[Row]) -> str:
-    """What stands between the README's markers: the summary and the figure."""
-    image = f"benchmarks/results/{folder(rows)}/speedup.svg"
-    return f"{summary(rows)}\n\n![Ratio to nn.LSTM of each case, with its 95% interval]({image})"
+def readme_section(machines: Sequence[Sequence[Row]]) -> str:
+    """What stands between the README's markers: for each machine the summaries and the figure."""
+    parts = []
+    for rows in machines:
+        image = f"benchmarks/results/{folder(rows)}/speedup.svg"
+        dtypes = [dtype for dtype in DTYPES if any(row.dtype == dtype for row in rows)]
+        parts += [f"### {rows[0].device}", *(summary(rows, dtype) for dtype in dtypes)]
+        parts.append(f"![Ratio to nn.LSTM of each case, with its 95% interval]({image})")
+    return "\n\n".join(parts)
 
 
-def update_readme(readme: Path, rows: Sequence[Row]) -> None:
+def update_readme(readme: Path, machines: Sequence[Sequence[Row]]) -> None:
     """Replaces what stands between the markers of a README by `readme_section`.
 
     Raises:
@@ -292,4 +298,4 @@ def update_readme(readme: Path, rows: Sequence[Row]) -> None:
             f"{readme}: must have the lines {BEGIN} and {END} once each, in this order, got {found}; add them"
         )
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n{readme_section(rows)}\n{END}{after}", encoding="utf-8")
+    readme.write_text(f"{before}{BEGIN}\n{readme_section(machines)}\n{END}{after}", encoding="utf-8")

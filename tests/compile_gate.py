@@ -90,23 +90,26 @@ def instruction_faults(sass: str) -> list[str]:
         if not any("HMMA" in text for text in code.values()):
             wrong.append(f"{name}: no product on the tensor cores")
         wrong += [f"{name}: {text}" for text in code.values() if re.search(r"\b(LDL|STL)\b", text)]
-        polls = []
+        polls, by_data = [], False
         for begin, end in _innermost_loops(code):
             body = [text for at, text in code.items() if begin <= at <= end]
             if not any("LDG" in text and "STRONG.GPU" in text for text in body) or any("HMMA" in text for text in body):
                 continue
             polls.append(end)
+            by_data = any("LDG.E.128" in text for text in body)
             wrong += [f"{name}: {text.strip()} while polling" for text in body if re.search("MEMBAR|CCTL|ERRBAR", text)]
         last = max(polls, default=0)
         reads = [at for at, text in code.items() if "LDG.E.128.STRONG.GPU" in text and at > last]
         if not polls:
             wrong.append(f"{name}: no loop that polls")
-        # After flags comes a load with acquire, which drops the L1 cache. Where the data itself is polled nothing is
-        # left to read, and a fence comes before the next poll.
-        elif reads and not any("CCTL.IVALL" in text and last < at < min(reads) for at, text in code.items()):
-            wrong.append(f"{name}: no acquire between the polling and the reading")
-        elif not reads and not any("MEMBAR" in text and last < at for at, text in code.items()):
+        # Where the data itself is polled it has been read, and a fence comes before the next poll. After flags comes a
+        # load with acquire, which drops the L1 cache.
+        elif by_data and not any("MEMBAR" in text and last < at for at, text in code.items()):
             wrong.append(f"{name}: no fence after the polling")
+        elif not by_data and not any(
+            "CCTL.IVALL" in text and last < at < min(reads, default=last) for at, text in code.items()
+        ):
+            wrong.append(f"{name}: no acquire between the polling and the reading")
     return wrong
 
 

@@ -73,5 +73,14 @@ def _poisoned_memory() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _full_float32() -> Iterator[None]:
+    """No TF32 on a GPU: its rounding makes of a difference in the last bit one in the tenth. Its tests turn it on."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

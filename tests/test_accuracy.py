@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from accuracy import assert_as_accurate
+from accuracy import Tf32Products, _tf32, assert_as_accurate
+from torch.nn import functional as F
 
 
 def _named(value: float, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -44,3 +45,18 @@ def test_rejects_another_dtype_or_shape():
         assert_as_accurate(_named(1.0, torch.float64), [_named(1.0)], _named(1.0, torch.float64))
     with pytest.raises(AssertionError, match=r"\[2\], expected \[2, 3\]"):
         assert_as_accurate({"y": torch.ones(2)}, [_named(1.0)], _named(1.0, torch.float64))
+
+
+def test_products_of_tf32_lose_what_10_bits_lose():
+    x, weight = torch.randn(50, 40, dtype=torch.float64), torch.randn(30, 40, dtype=torch.float64, requires_grad=True)
+    exact = F.linear(x, weight)
+    with Tf32Products():
+        rounded = F.linear(x, weight)
+    error = (rounded - exact).abs().max() / exact.abs().max()
+    assert 2**-14 < error < 2**-10
+    cotangent = torch.randn_like(exact)
+    grads = [torch.autograd.grad(out, weight, cotangent)[0] for out in (exact, rounded)]
+    assert 2**-14 < (grads[1] - grads[0]).abs().max() / grads[0].abs().max() < 2**-10
+    assert torch.equal(
+        _tf32(torch.tensor([1 + 2**-11, 1 + 3 * 2**-12, -3.0])), torch.tensor([1 + 2**-10, 1 + 2**-10, -3])
+    )

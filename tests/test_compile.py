@@ -144,6 +144,7 @@ def test_a_model_that_packs_by_itself_is_compiled_around_it():
         _assert_same(model, got, expected)
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores for float32 matrix multiplication available")
 def test_cuda_graphs_by_the_compiler(cuda):
     """mode="reduce-overhead" records CUDA graphs and replays them."""
     torch._dynamo.reset()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import assert_as_accurate, random_state, reference_lstm, results
+from accuracy import Tf32Products, assert_as_accurate, random_state, reference_lstm, results
 from cases import CASES, DTYPES, Case
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,17 +38,28 @@ def _check(case: Case, dtype: torch.dtype, device: torch.device, recompute: bool
         runs = [_run(module, forward, *draw) for draw in draws]
         return {name: torch.stack([results[name].cpu() for results in runs]) for name in runs[0]}
 
-    true, got = run(truth, _by_equations), run(ours, _call)
-    if dtype == torch.float64:
-        for name in true:
-            torch.testing.assert_close(got[name], true[name], msg=lambda text, name=name: f"{name}: {text}")
-        return
-    own = []
-    fast_path = torch.backends.cudnn if device.type == "cuda" else torch.backends.mkldnn
-    for fast in (True, False):
-        with fast_path.flags(enabled=fast):
-            own.append(run(torchs, _call))
-    assert_as_accurate(got, own, true)
+    true = run(truth, _by_equations)
+    on_gpu = device.type == "cuda"
+    for tf32 in (False, True) if on_gpu and dtype == torch.float32 else (False,):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+            got = run(ours, _call)
+        if dtype == torch.float64:
+            for name in true:
+                torch.testing.assert_close(got[name], true[name], msg=lambda text, name=name: f"{name}: {text}")
+            return
+        own = []
+        for fast in (True, False):
+            with (
+                torch.backends.cudnn.flags(enabled=fast, allow_tf32=tf32)
+                if on_gpu
+                else torch.backends.mkldnn.flags(enabled=fast)
+            ):
+                own.append(run(torchs, _call))
+        if tf32:
+            with Tf32Products():
+                rounded = run(truth, _by_equations)
+            own.append({name: value.float() for name, value in rounded.items()})
+        assert_as_accurate(got, own, true)
 
 
 def _draw(truth: nn.RNNBase, case: Case, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:

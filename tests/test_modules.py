@@ -98,8 +98,10 @@ def test_a_sequence_in_two_parts_is_the_whole(device):
     whole, last = lstm(x)
     first, state = lstm(x[:4])
     second, state = lstm(x[4:], state)
-    assert torch.equal(whole, torch.cat([first, second]))
-    assert all(map(torch.equal, last, state))
+    # Bit for bit, but on a GPU: cuBLAS makes the products of more rows in another order.
+    tolerance = {} if device.type == "cuda" else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(torch.cat([first, second]), whole, **tolerance)
+    torch.testing.assert_close(state, last, **tolerance)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -307,7 +309,8 @@ def test_cell(given, batched, bias, dtype, device):
     if dtype == torch.float64:
         torch.testing.assert_close(got, own)
     else:
-        assert_as_accurate({name: tensor.cpu() for name, tensor in got.items()}, [own], true)
+        got, own = ({name: tensor.cpu() for name, tensor in each.items()} for each in (got, own))
+        assert_as_accurate(got, [own], true)
 
 
 @pytest.mark.parametrize(

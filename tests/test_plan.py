@@ -54,7 +54,7 @@ def test_prints_itself():
     )
     assert repr(_plan("H200", steps=256, batch=64, hidden=1024, dtype="bfloat16")) == (
         "Plan(strategy=persistent, groups=2, rows=32, members=64, tiles=4, pieces=4, chunk=4, signal=flag,"
-        ' shared_bytes=112640, stepwise_us=17.90, persistent_us=5.82, reason="predicted to be faster")'
+        ' shared_bytes=112640, stepwise_us=19.90, persistent_us=5.90, reason="predicted to be faster")'
     )
 
 

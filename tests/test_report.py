@@ -90,14 +90,14 @@ def test_an_error_never_gives_a_figure(provider, median_us):
     cells = _cells(text, "float32, inference", "lm_200")
     assert cells[report.label(provider)] == "error"
     assert f"- {report.label(provider)}, lm_200: Mismatch: y" in text
-    assert "77" not in text + report.summary(broken)
+    assert "77" not in text + report.summary(broken, "float32")
     if provider != "onnxruntime":
         assert cells["ratio to nn.LSTM (95%)"] == "-"
-        assert "2.50" not in text + report.summary(broken)
+        assert "2.50" not in text + report.summary(broken, "float32")
     if provider == "fusedlstm":
         assert [cells[name] for name in ("TFLOP/s", "GB/s", "of bound")] == ["-"] * 3
         assert "Without a time of fusedlstm, though another has one: lm_200 inference float32." in text
-        assert "| lm_200 | T10 N5 I20 H20 L1 | error | error | - | - |" in report.summary(broken)
+        assert "| lm_200 | T10 N5 I20 H20 L1 | error | error | - | - |" in report.summary(broken, "float32")
         assert "Geometric mean" not in text
     else:
         assert "Without a time" not in text
@@ -137,7 +137,7 @@ def test_threads_are_not_mixed():
     text = report.tables(rows)
     assert _cells(text, "float32, inference, threads: 1", "lm_200")["nn.LSTM"] == "200 us"
     assert _cells(text, "float32, inference, threads: 2", "lm_200")["nn.LSTM"] == "55.0 us"
-    assert "| 1.10 | 1.10 (nn.LSTM) | - | - |" in report.summary(rows)
+    assert "| 1.10 | 1.10 (nn.LSTM) | - | - |" in report.summary(rows, "float32")
 
 
 def test_caption():
@@ -149,7 +149,7 @@ def test_caption():
 
 
 def test_summary():
-    lines = report.summary(ROWS).splitlines()
+    lines = report.summary(ROWS, "float32").splitlines()
     assert "Some CPU" in lines[0]
     assert "[benchmarks/results/cpu-some-cpu/rows.csv]" in lines[0]
     assert lines[4:] == [
@@ -166,7 +166,7 @@ def test_the_order_of_rows_does_not_matter(tmp_path):
     records.write(tmp_path / "rows.csv", ROWS)
     for rows in (ROWS[::-1], records.read(tmp_path / "rows.csv")):
         assert report.tables(rows) == report.tables(ROWS)
-        assert report.summary(rows) == report.summary(ROWS)
+        assert report.summary(rows, "float32") == report.summary(ROWS, "float32")
         assert plots.digest(rows) == plots.digest(ROWS)
     assert plots.digest([_row("torch", 5)]) == plots.digest([_row("torch", 5.0)])  # as a file gives it back
 
@@ -180,11 +180,11 @@ def test_folder_is_that_of_the_machine():
 def test_update_readme_leaves_the_rest_alone(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"# Pöppel\n{report.BEGIN}\nold \\1 text\n{report.END}\n\nend", encoding="utf-8")
-    report.update_readme(readme, ROWS)
+    report.update_readme(readme, [ROWS])
     once = readme.read_text(encoding="utf-8")
-    assert once == f"# Pöppel\n{report.BEGIN}\n{report.readme_section(ROWS)}\n{report.END}\n\nend"
+    assert once == f"# Pöppel\n{report.BEGIN}\n{report.readme_section([ROWS])}\n{report.END}\n\nend"
     assert "](benchmarks/results/cpu-some-cpu/speedup.svg)" in once
-    report.update_readme(readme, ROWS)
+    report.update_readme(readme, [ROWS])
     assert readme.read_text(encoding="utf-8") == once
 
 
@@ -195,7 +195,7 @@ def test_update_readme_wants_its_markers(tmp_path, text):
     readme = tmp_path / "README.md"
     readme.write_text(text)
     with pytest.raises(ValueError, match=r"README\.md: must have the lines <!-- benchmarks: begin --> and"):
-        report.update_readme(readme, ROWS)
+        report.update_readme(readme, [ROWS])
     assert readme.read_text() == text
 
 
@@ -264,22 +264,19 @@ def test_sweep_of_something_else():
         growth.sweep("D", quick=True)
 
 
-def test_the_readme_shows_a_gpu_where_there_is_one(tmp_path):
-    assert report.shown(tmp_path) is None
+def test_the_readme_shows_a_gpu_and_a_processor(tmp_path):
+    assert report.shown(tmp_path) == []
     for name in ("cpu-b", "cpu-a", "h200", "h100"):
         (tmp_path / name).mkdir()
     (tmp_path / "cpu-b/rows.csv").touch()
     (tmp_path / "cpu-a/rows.csv").touch()
-    assert report.shown(tmp_path) == tmp_path / "cpu-a"
+    assert report.shown(tmp_path) == [tmp_path / "cpu-a"]
     (tmp_path / "h200/rows.csv").touch()
-    assert report.shown(tmp_path) == tmp_path / "h200"
+    assert report.shown(tmp_path) == [tmp_path / "h200", tmp_path / "cpu-a"]
 
 
 def test_readme_says_what_the_rows_say():
-    folder = report.shown(records.RESULTS)
-    if folder is None:
-        pytest.skip("benchmarks/results has no rows yet")
-    section = report.readme_section(records.read(folder / "rows.csv"))
+    section = report.readme_section([records.read(path / "rows.csv") for path in report.shown(records.RESULTS)])
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"{report.BEGIN}\n{section}\n{report.END}" in text, "run: python -m benchmarks report"
 

@@ -92,20 +92,21 @@ def test_any_mask_with_any_option(data, T, N, cut, **options):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_one_border_for_all_rows_is_two_calls(dtype, device):
-    """Bit for bit, in the types that the loop over steps is too coarse for."""
+    """Bit for bit, in the types that the loop over steps is too coarse for; on a GPU, where cuBLAS makes the products
+    of more rows in another order, to their rounding."""
+    tolerance = {} if device.type == "cuda" else {"rtol": 0, "atol": 0}
     lstm = fusedlstm.LSTM(7, 33, proj_size=5, dtype=dtype, device=device)
     x = torch.randn(6, 4, 7, dtype=dtype, device=device, requires_grad=True)
     resets = torch.zeros(6, 4, dtype=torch.bool, device=device)
     resets[2] = True
     y, (h_n, c_n) = lstm(x, resets=resets)
     first, last = lstm(x[:2]), lstm(x[2:])
-    assert torch.equal(y, torch.cat([first[0], last[0]]))
-    assert torch.equal(h_n, last[1][0])
-    assert torch.equal(c_n, last[1][1])
+    torch.testing.assert_close(y, torch.cat([first[0], last[0]]), **tolerance)
+    torch.testing.assert_close((h_n, c_n), last[1], **tolerance)
     cotangent = torch.randn_like(y)
     (grad,) = torch.autograd.grad(y, x, cotangent)
     (expected,) = torch.autograd.grad((first[0], last[0]), x, (cotangent[:2], cotangent[2:]))
-    assert torch.equal(grad, expected)
+    torch.testing.assert_close(grad, expected, **tolerance)
 
 
 def test_a_diverged_segment_does_not_spoil_the_next(device):

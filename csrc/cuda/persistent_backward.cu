@@ -156,11 +156,13 @@ __global__ void __launch_bounds__(kThreads, 1)
         uint4 states[kSlices > 1 ? 2 : 1][1][kSlice];
         ring.template fetch<0>(done - 1, first_tile, states[0]);
         const auto multiply = [&]<int slice_index>(int part) {
-          constexpr int kFirst = slice_index * kSlice, kNext = (slice_index + 1) % kSlices;
+          constexpr int kFirst = slice_index * kSlice;
           auto& state = states[kSlices > 1 ? slice_index % 2 : 0];
-          if constexpr (kSlices > 1)
+          if constexpr (kSlices > 1) {
+            constexpr int kNext = (slice_index + 1) % kSlices;
             if (const int next = part + (kNext == 0); next < plan.chunk)
               ring.template fetch<kNext * kSlice>(done - 1, first_tile + next, states[kNext % 2]);
+          }
           ring.template confirm<kFirst>(done - 1, first_tile + part, state);
           weights.template multiply<kFirst>(state, [&](int weight_tile, int, const float (&sum)[4]) {
             const int item = part * plan.tiles + weight_tile;
