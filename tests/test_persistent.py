@@ -183,11 +183,11 @@ def test_random_shapes(first, dtype):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_the_schedule_does_not_matter(dtype, strategy):
     """Blocks and threads in any order, stores as late as they may: the same bits."""
-    shape = Shape(6, 20, 60, D=2, lengths=True, resets=True, multiprocessors=12)
+    shape = Shape(18, 20, 60, D=2, lengths=True, resets=True, multiprocessors=12)  # more steps than slots
     problem = Problem(shape, TYPES[dtype])
     with emulated.operators(strategy, shape.multiprocessors):
         expected = problem.run()
-    for seed in range(2, 22):
+    for seed in range(2, 14):
         with emulated.operators(strategy, shape.multiprocessors, seed):
             assert all(torch.equal(expected[name], value) for name, value in problem.run().items())
 
