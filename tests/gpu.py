@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 import fusedlstm
 from benchmarks import environment
@@ -43,11 +44,12 @@ def counts(junit: Path) -> dict[str, int]:
 
 def write_part(record: Path, machine: dict[str, Any], name: str, part: dict[str, Any]) -> None:
     """Puts one part into a record; parts that another commit or machine wrote are dropped."""
-    old = json.loads(record.read_text()) if record.exists() else {}
-    same = all(old.get(key) == value for key, value in machine.items())
-    parts = (old["parts"] if same else {}) | {name: part}
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(machine | {"parts": parts}, indent=1) + "\n")
+    with FileLock(Path(tempfile.gettempdir()) / "fusedlstm-gpu-record.lock"):  # parts run beside each other
+        old = json.loads(record.read_text()) if record.exists() else {}
+        same = all(old.get(key) == value for key, value in machine.items())
+        parts = (old["parts"] if same else {}) | {name: part}
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(machine | {"parts": parts}, indent=1) + "\n")
 
 
 def _machine(commit: str) -> dict[str, Any]:
