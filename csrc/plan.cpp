@@ -46,8 +46,8 @@ struct Model {
 constexpr Model kModel;
 
 // Operations of the tensor cores a cycle and multiprocessor, 16-bit types with float32 sums, dense, as
-// mma.sync reaches them: the datasheets' rates, and of that 62% on 9.0 (645 of 1024 TFLOP/s in
-// calibration.jsonl), which later chips are taken to have too.
+// mma.sync reaches them: the datasheets' rates, and of that 62% on 9.0 (section "mma" of calibration.jsonl:
+// 645 TFLOP/s), which later chips are taken to have too.
 double tensor_flops(int compute_capability) {
   if (compute_capability >= 120) return 1024;
   if (compute_capability >= 90) return 0.62 * 4096;
