@@ -46,9 +46,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     grow.add_argument("--quick", action="store_true")
     limits_of = commands.add_parser("limits", parents=[common], help="write limits.md: how far a CPU's limits are")
     limits_of.add_argument("--seconds", type=float, default=1.0, help="for each figure")
-    forced = commands.add_parser(
-        "tiers", parents=[common], help="append to tiers.jsonl: a GPU's strategies, each forced"
-    )
+    forced = commands.add_parser("tiers", parents=[common], help="write tiers.jsonl: a GPU's strategies, each forced")
     forced.add_argument("--case", action="append", choices=CASES, metavar="NAME", help="default: the gpu set")
     forced.add_argument("--dtype", action="append", choices=DTYPES, help="default: bfloat16 and float32")
     commands.add_parser("list", help="cases and providers")
@@ -90,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.command == "report":
         (folder / "tables.md").write_text(report.tables(rows))
         shown = report.shown(records.RESULTS)
-        if folder in shown or folder.resolve() in shown:
+        if folder.resolve() in shown:
             report.update_readme(README, [records.read(path / "rows.csv") for path in shown])
         print(report.tables(rows))
     else:

@@ -14,11 +14,13 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark.utils.timer import timer
 
 import fusedlstm
+from benchmarks import environment
 from benchmarks.cases import DTYPES, Case
 from fusedlstm import _C
 
 STRATEGIES = ("stepwise", "persistent", "persistent_flags")
 _REPEATS = 5
+_KEY = ("case", "dtype", "backward", "strategy")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Tier:
     predicted_us: float
     wall_us: float  # of the whole pass, with the products over all steps
     kernel_us: float | None  # of the persistent launch
+    commit: str
 
 
 def measure(case: Case, dtype: str, limits: _C.Limits) -> Iterator[Tier]:
@@ -79,14 +82,16 @@ def measure(case: Case, dtype: str, limits: _C.Limits) -> Iterator[Tier]:
                 predicted_us=round(plan.stepwise_us if strategy == "stepwise" else plan.persistent_us, 3),
                 wall_us=round(wall / case.T, 3),
                 kernel_us=None if kernel is None else round(kernel / case.T, 3),
+                commit=environment.commit(),
             )  # fmt: skip
 
 
 def write(path: Path, tiers: list[Tier]) -> None:
-    """Appends to a file of JSON lines."""
+    """Puts them into a file of JSON lines, each in the place of an older one of the same pass and strategy."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(asdict(tier)) + "\n" for tier in tiers)
+    old = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    merged = {tuple(tier[name] for name in _KEY): tier for tier in [*old, *map(asdict, tiers)]}
+    path.write_text("".join(json.dumps(tier) + "\n" for tier in merged.values()))
 
 
 def limits_of_this_gpu() -> _C.Limits:

@@ -28,10 +28,11 @@ struct Model {
   int64_t instructions_per_thread = 40, instructions_per_unit = 50;
 
   // Time of the host for a call of cuBLAS (backward it often adds up parts in a kernel of its own) and for a
-  // kernel: 9.3 to 17 and 4.9 us (launches.jsonl); whole steps took 20 to 29 us (tiers.jsonl).
+  // kernel: 9.3 to 17 and 4.9 us (launches.jsonl); most whole steps took 20 to 29 us (tiers.jsonl).
   double product_host_us = 15, product_backward_host_us = 22, kernel_host_us = 4.9;
-  // A product of one step, and the kernel of its cells, start and end in so much (tiers.jsonl: 2.5 and 1.9 us
-  // at N 64, H 64); from one kernel to the next on the device (calibration.jsonl, "launch", in a graph).
+  // A product of one step, and the kernel of its cells, start and end in so much (calibration.jsonl,
+  // "kernels": cuDNN's take 2.3 and 1.9 us at N 64, H 160); from one kernel to the next on the device
+  // ("launch", in a graph).
   double product_us = 2.5, cells_us = 1.9, gap_us = 0.55;
   double weight_bytes_per_us = 4.0e6;  // of a product whose weights come from the L2 cache
   double cell_bytes_per_us = 3.0e6;

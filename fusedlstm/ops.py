@@ -228,7 +228,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 class _Layer(torch.autograd.Function):
     """What `register_autograd` makes of lstm_forward, for eager mode: without its trees a training step of a layer
-    takes 0.2 ms less."""
+    takes 0.1 ms less."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:

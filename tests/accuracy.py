@@ -73,16 +73,16 @@ class _Tf32Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight):
         ctx.save_for_backward(input, weight)
-        return _tf32(input) @ _tf32(weight).t()
+        return rounded_to_tf32(input) @ rounded_to_tf32(weight).t()
 
     @staticmethod
     def backward(ctx, grad):
-        input, weight = (_tf32(tensor) for tensor in ctx.saved_tensors)
-        grad = _tf32(grad)
+        input, weight = (rounded_to_tf32(tensor) for tensor in ctx.saved_tensors)
+        grad = rounded_to_tf32(grad)
         return grad @ weight, grad.flatten(0, -2).t() @ input.flatten(0, -2)
 
 
-def _tf32(tensor: Tensor) -> Tensor:
+def rounded_to_tf32(tensor: Tensor) -> Tensor:
     bits = tensor.float().contiguous().view(torch.int32)
     return (bits + 0x1000 & ~0x1FFF).view(torch.float32).to(tensor.dtype)
 

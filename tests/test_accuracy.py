@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from accuracy import Tf32Products, _tf32, assert_as_accurate
+from accuracy import Tf32Products, assert_as_accurate, rounded_to_tf32
 from torch.nn import functional as F
 
 
@@ -58,5 +58,5 @@ def test_products_of_tf32_lose_what_10_bits_lose():
     grads = [torch.autograd.grad(out, weight, cotangent)[0] for out in (exact, rounded)]
     assert 2**-14 < (grads[1] - grads[0]).abs().max() / grads[0].abs().max() < 2**-10
     assert torch.equal(
-        _tf32(torch.tensor([1 + 2**-11, 1 + 3 * 2**-12, -3.0])), torch.tensor([1 + 2**-10, 1 + 2**-10, -3])
+        rounded_to_tf32(torch.tensor([1 + 2**-11, 1 + 3 * 2**-12, -3.0])), torch.tensor([1 + 2**-10, 1 + 2**-10, -3])
     )

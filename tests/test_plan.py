@@ -114,7 +114,7 @@ MEASURED = Path(__file__).parent.parent / "benchmarks/results/h200/tiers.jsonl"
 
 
 def test_the_model_against_what_an_h200_took():
-    """Launches as the plan would have them today: within 30%. And no strategy that took 15% longer than another, but in
+    """Launches as the plan would have them today: within 30%. And no strategy that took 10% longer than another, but in
     short passes, of which single calls say little."""
     tiers = [json.loads(line) for line in MEASURED.read_text().splitlines()]
     walls, compared = {}, 0
@@ -133,7 +133,7 @@ def test_the_model_against_what_an_h200_took():
     assert compared > 100
     for (steps, *_), strategies in walls.items():
         taken = [wall for wall, is_chosen in strategies if is_chosen]
-        assert steps < 64 or min(taken) < 1.15 * min(strategies)[0]
+        assert steps < 64 or min(taken) < 1.1 * min(strategies)[0]
 
 
 def test_strategies_on_demand():

@@ -64,7 +64,7 @@ struct AccurateMath {
   }
 };
 
-// To about 1e-6 of the value, in a quarter of the instructions: for layers whose products round to 2^-11 or
+// To about 1e-6 of the value, without a division or a branch: for layers whose products round to 2^-11 or
 // more.
 struct FastMath {
   static __device__ __forceinline__ float sigmoid(float x) {

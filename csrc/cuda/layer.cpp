@@ -9,8 +9,6 @@ namespace fusedlstm::cuda {
 namespace {
 
 using torch::stable::clone;
-using torch::stable::copy_;
-using torch::stable::new_empty;
 using torch::stable::new_zeros;
 using torch::stable::zero_;
 

@@ -82,8 +82,8 @@ class Weights {
   }
 
  private:
-  // A product waits some 33 cycles for the one before it in the same sum, and a scheduler with two warps can
-  // start one in 6.5: so there are three sums at a time, or two for each of two parts.
+  // A product waits for the one before it in the same sum, in which half of a step went by at N 64, H 1024:
+  // so there are three sums at a time, or two for each of two parts.
   template <int kParts, int kCount, class Use, class FragmentAt>
   static __device__ __forceinline__ void multiply_tile(int tile, const uint4 (&state)[kParts][kCount],
                                                        const Use& use, const FragmentAt& fragment_at) {

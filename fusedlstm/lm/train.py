@@ -50,9 +50,9 @@ def _seed_of_step(seed: int, step: int, process: int) -> int:
 def _usable(device: torch.device | str) -> torch.device:
     try:
         found = torch.device(device)
-    except RuntimeError:
-        found = torch.device("meta")
-    if found.type == "meta" or (found.type == "cuda" and not torch.cuda.is_available()):
+    except RuntimeError:  # torch knows no such device
+        found = None
+    if found is None or found.type == "meta" or (found.type == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"device must be the CPU or one that torch sees, got {device}; try cpu")
     return found
 
