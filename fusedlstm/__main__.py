@@ -66,7 +66,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _fail(message: str) -> int:
     where = "" if _process() == "0" else f" in process {_process()}"
-    print(f"fusedlstm: error{where}:", " ".join(message.split()), file=sys.stderr)
+    # One write, not print's several: torchrun gives its processes one unbuffered stream, where pieces would mix.
+    sys.stderr.write(f"fusedlstm: error{where}: {' '.join(message.split())}\n")
     return _USAGE_ERROR
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -122,6 +123,14 @@ def test_error_is_one_line_and_nothing_is_overwritten(case, tmp_path, saved, sav
     assert printed.err.count("\n") == 1
     assert message in printed.err
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_error_is_one_write_which_another_process_cannot_break_into(monkeypatch):
+    written = []
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append))
+    assert main(["generate", "missing.safetensors"]) == 2
+    assert len(written) == 1
+    assert written[0].endswith("\n")
 
 
 def _start(arguments, **options):
