@@ -5,6 +5,10 @@
 
 namespace fusedlstm::cpu {
 
+// Terms of a panel's sum between two additions to memory: such a piece of half a panel, two vectors wide,
+// fits the L1 cache, and the rounding error grows with this length rather than with the whole one.
+constexpr int64_t kPanelTerms = 128;
+
 // A thread's share of a step: blocks of units (or of columns), and every stride-th active row from `first`.
 struct Share {
   int64_t block_begin, block_end;

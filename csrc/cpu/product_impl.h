@@ -139,15 +139,15 @@ void multiply(const T* const* a, int64_t count, const W* w, int64_t w_stride, in
   }
 }
 
-// Terms of a sum between two additions to memory: such a piece of a half panel (192 x 2 vectors) fits the L1
-// cache, and the rounding error grows with this length rather than with the whole one.
-constexpr int64_t kPanelTerms = 192;
-// A matrix of so many terms is too large for a core's own cache.
-constexpr int64_t kFarTerms = 384;
+// Panels are read ahead of their use, from the L2 cache or beyond.
+constexpr int64_t kTermsAhead = 48;
 template <class T>
 inline constexpr int64_t kPanelColumns = 4 * kLanes<T>;
 // A tile of half a panel takes twice the rows of one of a whole panel.
 constexpr int kHalfTileRows = 2 * kTileRows;
+// Terms of half a panel that are added in one go, where the addresses of so many rows do not fit the general
+// registers (x86-64 has 16): each is then fetched once for all of them. Their columns take a register each.
+constexpr int kTermsAtOnce = kHalfTileRows > 10 ? 3 : 1;
 
 // Where term k of half a panel's columns lies.
 template <class T>
@@ -166,17 +166,31 @@ FUSEDLSTM_HOST_DEVICE void multiply_panel_tile(const T* const* a, int64_t begin,
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) part[r][c] = Vec<T>{};
-  for (int64_t k = begin; k < end; ++k) {
-    Vec<T> columns[C];
+  const auto add = [&](int64_t k, auto terms) __attribute__((always_inline)) {
+    Vec<T> columns[terms.value][C];
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) columns[c] = load(panel + k * 2 * L + c % 2 * L + c / 2 * other);
+    for (int i = 0; i < terms.value; ++i)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) {
+        const T* const column = panel + (k + i) * 2 * L + c % 2 * L + c / 2 * other;
+        columns[i][c] = load(column);
+        if (c % 2 * kVectorBytes % 64 == 0) __builtin_prefetch(column + kTermsAhead * 2 * L);
+      }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const Vec<T> value = splat(a[r][k]);
+      const T* const row = a[r] + k;
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) part[r][c] += value * columns[c];
+      for (int i = 0; i < terms.value; ++i) {
+        const Vec<T> value = splat(row[i]);
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) part[r][c] += value * columns[i][c];
+      }
     }
-  }
+  };
+  constexpr int kTerms = C == 2 ? kTermsAtOnce : 1;
+  int64_t k = begin;
+  for (; k + kTerms <= end; k += kTerms) add(k, std::integral_constant<int, kTerms>());
+  for (; k < end; ++k) add(k, std::integral_constant<int, 1>());
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -209,15 +223,8 @@ void multiply_panel(const T* const* a, int64_t count, int64_t depth, const T* pa
   for (int64_t half = 0; half < 2; ++half)
     for (int64_t begin = 0; begin < depth; begin += piece) {
       const int64_t end = std::min(begin + piece, depth);
-      // The next piece comes from the L3 cache or from memory meanwhile, where there is work enough to hide
-      // that.
-      const char* const next = reinterpret_cast<const char*>(panel + panel_place<T>(depth, half, end));
-      const int64_t bytes =
-          depth >= kFarTerms && count >= kGroupRows / 2 ? (end - begin) * 2 * kVectorBytes : 0;
-      for (int64_t tile = 0, first = 0, fetched = 0; tile < tiles; ++tile) {
+      for (int64_t tile = 0, first = 0; tile < tiles; ++tile) {
         const int64_t height = (count - first + tiles - tile - 1) / (tiles - tile);
-        for (const int64_t until = bytes * (first + height) / count; fetched < until; fetched += 64)
-          __builtin_prefetch(next + fetched, 0, 2);
         multiply_panel_rows<T, 2, kHalfTileRows>(a + first, height, begin, end, panel + half * other, 0,
                                                  sum + (4 * first + 2 * half) * L);
         first += height;

@@ -192,13 +192,13 @@ class BackwardMember {
     }
     if (args_.grad_h0)
       k_.product(work_.first + rows.begin * G(), G(), rows.end - rows.begin, work_.panels_hh, s_.outputs, G(),
-                 kTerms, false, args_.grad_h0 + rows.begin * s_.outputs, s_.outputs);
+                 kPanelTerms, false, args_.grad_h0 + rows.begin * s_.outputs, s_.outputs);
   }
 
  private:
-  // Terms summed in a row: along a weight, and over the rows of a chunk, where nn.LSTM, which adds up one
-  // product per step, has the rounding error of sums of N terms.
-  static constexpr int64_t kTerms = 192, kRows = 64;
+  // Terms summed in a row over the rows of a chunk: nn.LSTM, which adds up one product per step, has the
+  // rounding error of sums of N terms.
+  static constexpr int64_t kRows = 64;
 
   int64_t G() const { return 4 * s_.hidden; }
   Chunk own(int64_t n) const { return part(n, member_.in_group(), member_.group_size()); }
@@ -237,8 +237,8 @@ class BackwardMember {
     if (!args_.grad_x) return;
     const Chunk mine = own((chunk.end - chunk.begin) * N);
     k_.product(work_.grad_gates + mine.begin * G(), G(), mine.end - mine.begin, work_.panels_ih, s_.input,
-               G(), kTerms, args_.adds_to_grad_x, args_.grad_x + (chunk.begin * N + mine.begin) * s_.input,
-               s_.input);
+               G(), kPanelTerms, args_.adds_to_grad_x,
+               args_.grad_x + (chunk.begin * N + mine.begin) * s_.input, s_.input);
   }
 
   // Both factors of the weights' gradients: sums run over the rows of the chunk.
