@@ -58,6 +58,23 @@ Chunk part(int64_t n, int64_t member, int64_t members) {
   return {n * member / members, n * (member + 1) / members};
 }
 
+// Panels of `depth` terms that a core's own cache, of 512 KiB or more, holds beside other things.
+template <class T, class W>
+int64_t near_panels(const Kernel<T, W>& k, int64_t depth) {
+  constexpr int64_t kNearBytes = 256 << 10;
+  const int64_t bytes = depth * k.panel_columns * static_cast<int64_t>(sizeof(T));
+  return std::max<int64_t>(1, kNearBytes / std::max<int64_t>(bytes, 1));
+}
+
+// Calls function(part) for parts of a share whose panels stay near while all its rows use them.
+template <class Function>
+void for_each_part(Share share, int64_t near, const Function& function) {
+  for (const int64_t end = share.block_end; share.block_begin < end; share.block_begin = share.block_end) {
+    share.block_end = std::min(share.block_begin + near, end);
+    function(share);
+  }
+}
+
 template <class T, class W>
 void forward_direction(const Kernel<T, W>& k, const ForwardArgs<T, W>& args, const Member& member,
                        Barriers& barriers) {
@@ -70,13 +87,15 @@ void forward_direction(const Kernel<T, W>& k, const ForwardArgs<T, W>& args, con
     barriers.meet_group(member);
   }
   const Share units = member.share(unit_blocks), columns = member.share(blocks(s.outputs, k.lanes));
+  const int64_t near_ih = near_panels(k, s.input), near_hh = near_panels(k, s.outputs);
   for (int64_t step = 0; step < s.steps; ++step) {
     const int64_t t = args.reverse ? s.steps - 1 - step : step;
     if (step % member.plan.chunk == 0) {
       const int64_t count = std::min(member.plan.chunk, s.steps - step);
-      k.input_gates(args, args.reverse ? Chunk{t + 1 - count, t + 1} : Chunk{t, t + count}, units);
+      const Chunk chunk = args.reverse ? Chunk{t + 1 - count, t + 1} : Chunk{t, t + count};
+      for_each_part(units, near_ih, [&](const Share& part) { k.input_gates(args, chunk, part); });
     }
-    k.forward_step(args, t, units);
+    for_each_part(units, near_hh, [&](const Share& part) { k.forward_step(args, t, part); });
     if (args.rebuild) continue;  // y is known, and cells are each thread's own
     if (args.weight_hr) {
       barriers.meet_columns(member);
@@ -191,8 +210,8 @@ class BackwardMember {
       gradients_of_weights(chunk, done > 0);
     }
     if (args_.grad_h0)
-      k_.product(work_.first + rows.begin * G(), G(), rows.end - rows.begin, work_.panels_hh, s_.outputs, G(),
-                 kPanelTerms, false, args_.grad_h0 + rows.begin * s_.outputs, s_.outputs);
+      multiply(work_.first + rows.begin * G(), G(), rows.end - rows.begin, work_.panels_hh, s_.outputs,
+               kPanelTerms, false, args_.grad_h0 + rows.begin * s_.outputs);
   }
 
  private:
@@ -202,6 +221,15 @@ class BackwardMember {
 
   int64_t G() const { return 4 * s_.hidden; }
   Chunk own(int64_t n) const { return part(n, member_.in_group(), member_.group_size()); }
+
+  // out [rows, columns] = a [rows, depth] times a matrix in panels, or += with `adds`.
+  void multiply(const T* a, int64_t depth, int64_t rows, const T* panels, int64_t columns, int64_t piece,
+                bool adds, T* out) {
+    const int64_t near = near_panels(k_, depth) * k_.panel_columns;
+    for (int64_t column = 0; column < columns; column += near)
+      k_.product(a, depth, rows, panels + column * depth, std::min(near, columns - column), depth, piece,
+                 adds, out + column, columns);
+  }
 
   void pack(const std::vector<const T*>& rows, int64_t columns, T* panels) {
     const Chunk mine = own(blocks(columns, k_.panel_columns));
@@ -218,13 +246,17 @@ class BackwardMember {
   void recur(const Chunk& chunk) {
     const Share units = member_.share(blocks(s_.hidden, k_.panel_columns));
     const Share columns = member_.share(blocks(s_.outputs, k_.panel_columns));
+    const int64_t near_hh = near_panels(k_, G()),
+                  near_units = args_.weight_hr ? near_panels(k_, s_.outputs) : near_hh;
     for (int64_t step = chunk.begin; step < chunk.end; ++step) {
       const int64_t t = args_.reverse ? step : chunk.begin + chunk.end - 1 - step;
       if (args_.weight_hr) {
-        k_.backward_project(args_, work_, chunk, t, columns);
+        for_each_part(columns, near_hh,
+                      [&](const Share& part) { k_.backward_project(args_, work_, chunk, t, part); });
         barriers_.meet_columns(member_);
       }
-      k_.backward_step(args_, work_, chunk, t, units);
+      for_each_part(units, near_units,
+                    [&](const Share& part) { k_.backward_step(args_, work_, chunk, t, part); });
       barriers_.meet_columns(member_);
     }
   }
@@ -236,9 +268,8 @@ class BackwardMember {
     std::copy(last + rows.begin * G(), last + rows.end * G(), work_.after + rows.begin * G());
     if (!args_.grad_x) return;
     const Chunk mine = own((chunk.end - chunk.begin) * N);
-    k_.product(work_.grad_gates + mine.begin * G(), G(), mine.end - mine.begin, work_.panels_ih, s_.input,
-               G(), kPanelTerms, args_.adds_to_grad_x,
-               args_.grad_x + (chunk.begin * N + mine.begin) * s_.input, s_.input);
+    multiply(work_.grad_gates + mine.begin * G(), G(), mine.end - mine.begin, work_.panels_ih, s_.input,
+             kPanelTerms, args_.adds_to_grad_x, args_.grad_x + (chunk.begin * N + mine.begin) * s_.input);
   }
 
   // Both factors of the weights' gradients: sums run over the rows of the chunk.
@@ -264,8 +295,8 @@ class BackwardMember {
     const auto add = [&](const T* grad, int64_t rows, const T* factor, int64_t columns, T* out) {
       const Chunk mine = own(rows);
       if (out)
-        k_.product(grad + mine.begin * terms, terms, mine.end - mine.begin, factor, columns, terms, kRows,
-                   adds, out + mine.begin * columns, columns);
+        multiply(grad + mine.begin * terms, terms, mine.end - mine.begin, factor, columns, kRows, adds,
+                 out + mine.begin * columns);
     };
     add(work_.grad_gates_t, G(), work_.panels_x, s_.input, args_.grad_weight_ih);
     add(work_.grad_gates_t, G(), work_.panels_before, s_.outputs, args_.grad_weight_hh);
