@@ -43,6 +43,17 @@ void add_gates(const T* const* a, int64_t count, const W* weight, const T* packe
                    depth, sum + gate * L, 4 * L);
 }
 
+// sum [count, 4, lanes] = the biases and the input's share of the gates of a block of units.
+template <class T, class W>
+void start_gates(const ForwardArgs<T, W>& args, const T* const* x, int64_t count, int64_t unit, T* sum) {
+  const int64_t H = args.size.hidden, L = kLanes<T>;
+  for (int64_t gate = 0; gate < 4; ++gate) {
+    const Vec<T> bias = args.bias ? load(args.bias + gate * H + unit, H - unit) : Vec<T>{};
+    for (int64_t r = 0; r < count; ++r) store(sum + (4 * r + gate) * L, bias);
+  }
+  add_gates(x, count, args.weight_ih, args.packed_ih, H, args.size.input, unit, sum);
+}
+
 template <class T, class W>
 void input_gates(const ForwardArgs<T, W>& args, const Chunk& chunk, const Share& share) {
   const int64_t N = args.size.batch, H = args.size.hidden, I = args.size.input, L = kLanes<T>;
@@ -52,11 +63,7 @@ void input_gates(const ForwardArgs<T, W>& args, const Chunk& chunk, const Share&
   const auto flush = [&] {
     for (int64_t unit = share.block_begin * L; unit < std::min(share.block_end * L, H); unit += L) {
       alignas(64) T sum[kGroupRows * 4 * L];
-      for (int64_t gate = 0; gate < 4; ++gate) {
-        const Vec<T> bias = args.bias ? load(args.bias + gate * H + unit, H - unit) : Vec<T>{};
-        for (int64_t r = 0; r < count; ++r) store(sum + (4 * r + gate) * L, bias);
-      }
-      add_gates(x, count, args.weight_ih, args.packed_ih, H, I, unit, sum);
+      start_gates(args, x, count, unit, sum);
       for (int64_t r = 0; r < count; ++r)
         for (int64_t gate = 0; gate < 4; ++gate)
           store(gates[r] + gate * H + unit, load(sum + (4 * r + gate) * L), H - unit);
@@ -75,11 +82,13 @@ void input_gates(const ForwardArgs<T, W>& args, const Chunk& chunk, const Share&
 
 template <class T, class W>
 void forward_step(const ForwardArgs<T, W>& args, int64_t t, const Share& share) {
-  const int64_t N = args.size.batch, H = args.size.hidden, P = args.size.outputs, L = kLanes<T>;
+  const int64_t N = args.size.batch, I = args.size.input, H = args.size.hidden, P = args.size.outputs,
+                L = kLanes<T>;
   for_each_group(args.rows, t, share, [&](const int64_t* row, int64_t count) {
-    const T *before[kGroupRows], *c_before[kGroupRows];
+    const T *x[kGroupRows], *before[kGroupRows], *c_before[kGroupRows];
     T* gates[kGroupRows];
     for (int64_t r = 0; r < count; ++r) {
+      x[r] = args.x + (t * N + row[r]) * I;
       before[r] = hidden_before(args, t, row[r]);
       c_before[r] = cell_before(args, t, row[r], args.c_step);
       gates[r] = gates_of(args, t, row[r]);
@@ -87,9 +96,12 @@ void forward_step(const ForwardArgs<T, W>& args, int64_t t, const Share& share) 
     for (int64_t unit = share.block_begin * L; unit < std::min(share.block_end * L, H); unit += L) {
       const int64_t units = H - unit;
       alignas(64) T sum[kGroupRows * 4 * L];
-      for (int64_t r = 0; r < count; ++r)
-        for (int64_t gate = 0; gate < 4; ++gate)
-          store(sum + (4 * r + gate) * L, load(gates[r] + gate * H + unit, units));
+      if (args.input_in_step)
+        start_gates(args, x, count, unit, sum);
+      else
+        for (int64_t r = 0; r < count; ++r)
+          for (int64_t gate = 0; gate < 4; ++gate)
+            store(sum + (4 * r + gate) * L, load(gates[r] + gate * H + unit, units));
       add_gates(before, count, args.weight_hh, args.packed_hh, H, P, unit, sum);
       for (int64_t r = 0; r < count; ++r) {
         const T* const pre = sum + 4 * r * L;

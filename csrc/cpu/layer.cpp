@@ -132,10 +132,11 @@ void run_forward(const Work& work, const Wanted& wanted, const ForwardResult& ou
   const int64_t N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions, G = 4 * H;
   const std::vector<T> biases = summed_biases<T>(work);
   const std::vector<T> zeros(work.schedule.resets ? std::max(H, P) : 0);
-  const bool packs = work.plan.packs;
+  const bool packs = work.plan.packs, in_step = work.plan.chunk == 1;
   const int64_t ih_room = packs ? packed_weights(layer.input, H) : 0,
                 hh_room = packs ? packed_weights(P, H) : 0,
-                gates_room = wanted.gates ? 0 : work.plan.chunk * N * G, h_room = layer.projected ? N * H : 0;
+                gates_room = wanted.gates || in_step ? 0 : work.plan.chunk * N * G,
+                h_room = layer.projected ? N * H : 0;
   const int64_t room_of_each = ih_room + hh_room + gates_room + h_room;
   const Workspace<T> workspace(D * room_of_each);
   std::array<ForwardArgs<T, W>, 2> directions;
@@ -159,6 +160,7 @@ void run_forward(const Work& work, const Wanted& wanted, const ForwardResult& ou
                      .gates_steps = wanted.gates ? layer.steps : work.plan.chunk,
                      .gates_stride = wanted.gates ? D * G : G,
                      .keep_gates = wanted.gates,
+                     .input_in_step = in_step,
                      .rebuild = wanted.rebuild,
                      .y = pointer<T>(out.y) + d * P,
                      .y_stride = D * P,

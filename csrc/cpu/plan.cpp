@@ -15,6 +15,8 @@ constexpr int64_t kCachedWeights = 100'000;
 constexpr int64_t kRowsOfCached = 8, kRowsOfOthers = 48;
 // Packing pays where several rows use a weight while it is near, and those of all steps use it often enough.
 constexpr int64_t kPackedRows = 4, kPackedUses = 48;
+// Weights that are read anew in each step at no cost. Of more, the input's serve several steps at a time.
+constexpr int64_t kNearWeights = 1 << 18;
 // Rows of a product over several steps: as many as use a weight at once, so that the gates stay in the L2
 // cache; more for the sums over rows that make the gradients of the weights.
 constexpr int64_t kForwardRows = 48, kBackwardRows = 256;
@@ -36,7 +38,8 @@ Plan make_plan(const Problem& p, Pass pass) {
   plan.rows = threads;
   while (plan.rows > 1 && (threads % plan.rows != 0 || p.batch < own_rows * plan.rows)) --plan.rows;
   plan.columns = gates * p.outputs * p.batch < kStepWork ? 1 : threads / plan.rows;
-  const int64_t wanted = pass == Pass::forward ? kForwardRows * plan.rows : kBackwardRows;
+  const bool near = plan.packs && gates * (p.input + p.outputs) <= kNearWeights * plan.columns;
+  const int64_t wanted = pass == Pass::backward ? kBackwardRows : near ? 0 : kForwardRows * plan.rows;
   plan.chunk = std::clamp<int64_t>(wanted / std::max<int64_t>(p.batch, 1), 1, std::max<int64_t>(p.steps, 1));
   return plan;
 }

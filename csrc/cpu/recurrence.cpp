@@ -87,15 +87,16 @@ void forward_direction(const Kernel<T, W>& k, const ForwardArgs<T, W>& args, con
     barriers.meet_group(member);
   }
   const Share units = member.share(unit_blocks), columns = member.share(blocks(s.outputs, k.lanes));
-  const int64_t near_ih = near_panels(k, s.input), near_hh = near_panels(k, s.outputs);
+  const int64_t near_ih = near_panels(k, s.input),
+                near_step = near_panels(k, s.outputs + (args.input_in_step ? s.input : 0));
   for (int64_t step = 0; step < s.steps; ++step) {
     const int64_t t = args.reverse ? s.steps - 1 - step : step;
-    if (step % member.plan.chunk == 0) {
+    if (!args.input_in_step && step % member.plan.chunk == 0) {
       const int64_t count = std::min(member.plan.chunk, s.steps - step);
       const Chunk chunk = args.reverse ? Chunk{t + 1 - count, t + 1} : Chunk{t, t + count};
       for_each_part(units, near_ih, [&](const Share& part) { k.input_gates(args, chunk, part); });
     }
-    for_each_part(units, near_hh, [&](const Share& part) { k.forward_step(args, t, part); });
+    for_each_part(units, near_step, [&](const Share& part) { k.forward_step(args, t, part); });
     if (args.rebuild) continue;  // y is known, and cells are each thread's own
     if (args.weight_hr) {
       barriers.meet_columns(member);

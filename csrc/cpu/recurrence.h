@@ -49,19 +49,20 @@ struct ForwardArgs {
   const T* c0;         // [N, H]
   const T* zeros;      // [max(H, P)] the state that a segment begins from; may be null without resets
   T* gates;  // [gates_steps, N, 4H]  step t is at t % gates_steps; the activated gates are left with
-             // keep_gates
+             // keep_gates; without it nothing is written with input_in_step
   int64_t gates_steps;   //          T, or the plan's chunk
   int64_t gates_stride;  //          row stride
   bool keep_gates;
-  bool rebuild;      // y is given and not written: gates and cells alone are wanted
-  T* y;              // [T, N, P]  written for the active rows of a step
-  int64_t y_stride;  //            row stride
-  T* c;              // [T, N, H]  written; [N, H], overwritten step by step, when c_step is 0
-  int64_t c_stride;  //            row stride
-  int64_t c_step;    //            elements from a step to the next
-  T* h;              // [N, H]     room for one step's state before its projection; null without one
-  T* h_n;            // [N, P]     written: the state after each row's last step; null with rebuild
-  T* c_n;            // [N, H]     written; may be `c` when c_step is 0; null with rebuild
+  bool input_in_step;  // the input's share of the gates is formed with a step, not for a chunk of them before
+  bool rebuild;        // y is given and not written: gates and cells alone are wanted
+  T* y;                // [T, N, P]  written for the active rows of a step
+  int64_t y_stride;    //            row stride
+  T* c;                // [T, N, H]  written; [N, H], overwritten step by step, when c_step is 0
+  int64_t c_stride;    //            row stride
+  int64_t c_step;      //            elements from a step to the next
+  T* h;                // [N, H]     room for one step's state before its projection; null without one
+  T* h_n;              // [N, P]     written: the state after each row's last step; null with rebuild
+  T* c_n;              // [N, H]     written; may be `c` when c_step is 0; null with rebuild
 };
 
 template <class T>
