@@ -211,8 +211,7 @@ class BackwardMember {
       gradients_of_weights(chunk, done > 0);
     }
     if (args_.grad_h0)
-      multiply(work_.first + rows.begin * G(), G(), rows.end - rows.begin, work_.panels_hh, s_.outputs,
-               kPanelTerms, false, args_.grad_h0 + rows.begin * s_.outputs);
+      multiply(work_.first, G(), s_.batch, work_.panels_hh, s_.outputs, kPanelTerms, false, args_.grad_h0);
   }
 
  private:
@@ -223,14 +222,32 @@ class BackwardMember {
   int64_t G() const { return 4 * s_.hidden; }
   Chunk own(int64_t n) const { return part(n, member_.in_group(), member_.group_size()); }
 
-  // out [rows, columns] = a [rows, depth] times a matrix in panels, or += with `adds`.
-  void multiply(const T* a, int64_t depth, int64_t rows, const T* panels, int64_t columns, int64_t piece,
-                bool adds, T* out) {
-    const int64_t near = near_panels(k_, depth) * k_.panel_columns;
-    for (int64_t column = 0; column < columns; column += near)
-      k_.product(a, depth, rows, panels + column * depth, std::min(near, columns - column), depth, piece,
-                 adds, out + column, columns);
+  // This member's part of out [rows, columns] = a [rows, depth] times a matrix in panels, or += with `adds`:
+  // some of the rows, or of the panels where rows are few. `weight`, if given, has not been packed yet: then
+  // each part of it is, while it is near.
+  void multiply(const T* a, int64_t depth, int64_t rows, T* panels, int64_t columns, int64_t piece, bool adds,
+                T* out, const T* weight = nullptr) {
+    constexpr int64_t kRowsOfPanel = 48;  // use it while it is in the L1 cache
+    const int64_t C = k_.panel_columns, count = blocks(columns, C), near = near_panels(k_, depth);
+    const bool by_rows = !weight && (rows >= kRowsOfPanel * member_.group_size() || !divides(columns));
+    const Chunk row = by_rows ? own(rows) : Chunk{0, rows},
+                own_panels = by_rows ? Chunk{0, count} : own(count);
+    T* part = panels + own_panels.begin * C * depth;
+    for (int64_t begin = own_panels.begin; begin < own_panels.end; begin += near) {
+      const int64_t end = std::min(begin + near, own_panels.end), column = begin * C;
+      if (weight)
+        k_.pack_panels(dense(weight + column, depth, columns).data(), depth, columns - column, 0, end - begin,
+                       part);
+      k_.product(a + row.begin * depth, depth, row.end - row.begin, part, std::min(end * C, columns) - column,
+                 depth, piece, adds, out + row.begin * columns + column, columns);
+      if (!weight) part += near * C * depth;
+    }
   }
+  // Whether each member has panels of its own.
+  bool divides(int64_t columns) const { return blocks(columns, k_.panel_columns) >= member_.group_size(); }
+  // Whether one product alone reads a weight, by panels: to pack it before would be to write it and read it
+  // again.
+  bool packs_late(int64_t columns) const { return s_.steps <= member_.plan.chunk && divides(columns); }
 
   void pack(const std::vector<const T*>& rows, int64_t columns, T* panels) {
     const Chunk mine = own(blocks(columns, k_.panel_columns));
@@ -238,7 +255,8 @@ class BackwardMember {
   }
 
   void pack_weights() {
-    if (args_.grad_x) pack(dense(args_.weight_ih, G(), s_.input), s_.input, work_.panels_ih);
+    if (args_.grad_x && !packs_late(s_.input))
+      pack(dense(args_.weight_ih, G(), s_.input), s_.input, work_.panels_ih);
     if (args_.grad_h0 || s_.steps > 1)
       pack(dense(args_.weight_hh, G(), s_.outputs), s_.outputs, work_.panels_hh);
     if (args_.weight_hr) pack(dense(args_.weight_hr, s_.outputs, s_.hidden), s_.hidden, work_.panels_hr);
@@ -267,10 +285,10 @@ class BackwardMember {
     const T* const last = work_.grad_gates + (edge - chunk.begin) * N * G();
     const Chunk rows = own(N);
     std::copy(last + rows.begin * G(), last + rows.end * G(), work_.after + rows.begin * G());
-    if (!args_.grad_x) return;
-    const Chunk mine = own((chunk.end - chunk.begin) * N);
-    multiply(work_.grad_gates + mine.begin * G(), G(), mine.end - mine.begin, work_.panels_ih, s_.input,
-             kPanelTerms, args_.adds_to_grad_x, args_.grad_x + (chunk.begin * N + mine.begin) * s_.input);
+    if (args_.grad_x)
+      multiply(work_.grad_gates, G(), (chunk.end - chunk.begin) * N, work_.panels_ih, s_.input, kPanelTerms,
+               args_.adds_to_grad_x, args_.grad_x + chunk.begin * N * s_.input,
+               packs_late(s_.input) ? args_.weight_ih : nullptr);
   }
 
   // Both factors of the weights' gradients: sums run over the rows of the chunk.
@@ -293,11 +311,8 @@ class BackwardMember {
 
   void gradients_of_weights(const Chunk& chunk, bool adds) {
     const int64_t terms = (chunk.end - chunk.begin) * s_.batch;
-    const auto add = [&](const T* grad, int64_t rows, const T* factor, int64_t columns, T* out) {
-      const Chunk mine = own(rows);
-      if (out)
-        multiply(grad + mine.begin * terms, terms, mine.end - mine.begin, factor, columns, kRows, adds,
-                 out + mine.begin * columns);
+    const auto add = [&](const T* grad, int64_t rows, T* factor, int64_t columns, T* out) {
+      if (out) multiply(grad, terms, rows, factor, columns, kRows, adds, out);
     };
     add(work_.grad_gates_t, G(), work_.panels_x, s_.input, args_.grad_weight_ih);
     add(work_.grad_gates_t, G(), work_.panels_before, s_.outputs, args_.grad_weight_hh);
