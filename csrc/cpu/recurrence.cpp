@@ -31,8 +31,20 @@ struct Member {
         row(index / plan.columns % plan.rows),
         column(index % plan.columns) {}
 
-  Share share(int64_t block_count) const {
-    return {block_count * column / plan.columns, block_count * (column + 1) / plan.columns, row, plan.rows};
+  // What this member does of so many blocks: its own, and rows of those that do not divide evenly, where
+  // there are rows enough. In parts of at most `near` blocks, each for all of its rows before the next.
+  std::vector<Share> parts(int64_t block_count, int64_t near, int64_t batch) const {
+    constexpr int64_t kRowsOfPart = 4;
+    const int64_t members = plan.columns, stride = plan.rows * members;
+    const int64_t whole = block_count - (batch < kRowsOfPart * stride ? 0 : block_count % members);
+    std::vector<Share> parts;
+    const auto add = [&](int64_t begin, int64_t end, int64_t row_first, int64_t row_stride) {
+      for (; begin < end; begin += near)
+        parts.push_back({begin, std::min(begin + near, end), row_first, row_stride});
+    };
+    add(whole * column / members, whole * (column + 1) / members, row, plan.rows);
+    add(whole, block_count, row + column * plan.rows, stride);
+    return parts;
   }
   // Of a group's members, which one, of how many.
   int64_t in_group() const { return row * plan.columns + column; }
@@ -66,15 +78,6 @@ int64_t near_panels(const Kernel<T, W>& k, int64_t depth) {
   return std::max<int64_t>(1, kNearBytes / std::max<int64_t>(bytes, 1));
 }
 
-// Calls function(part) for parts of a share whose panels stay near while all its rows use them.
-template <class Function>
-void for_each_part(Share share, int64_t near, const Function& function) {
-  for (const int64_t end = share.block_end; share.block_begin < end; share.block_begin = share.block_end) {
-    share.block_end = std::min(share.block_begin + near, end);
-    function(share);
-  }
-}
-
 template <class T, class W>
 void forward_direction(const Kernel<T, W>& k, const ForwardArgs<T, W>& args, const Member& member,
                        Barriers& barriers) {
@@ -86,21 +89,22 @@ void forward_direction(const Kernel<T, W>& k, const ForwardArgs<T, W>& args, con
     k.pack_gates(args.weight_hh, s.hidden, s.outputs, own.begin, own.end, args.packed_hh);
     barriers.meet_group(member);
   }
-  const Share units = member.share(unit_blocks), columns = member.share(blocks(s.outputs, k.lanes));
-  const int64_t near_ih = near_panels(k, s.input),
-                near_step = near_panels(k, s.outputs + (args.input_in_step ? s.input : 0));
+  const int64_t step_depth = s.outputs + (args.input_in_step ? s.input : 0);
+  const auto inputs = member.parts(unit_blocks, near_panels(k, s.input), s.batch),
+             steps = member.parts(unit_blocks, near_panels(k, step_depth), s.batch),
+             projections = member.parts(blocks(s.outputs, k.lanes), near_panels(k, s.hidden), s.batch);
   for (int64_t step = 0; step < s.steps; ++step) {
     const int64_t t = args.reverse ? s.steps - 1 - step : step;
     if (!args.input_in_step && step % member.plan.chunk == 0) {
       const int64_t count = std::min(member.plan.chunk, s.steps - step);
       const Chunk chunk = args.reverse ? Chunk{t + 1 - count, t + 1} : Chunk{t, t + count};
-      for_each_part(units, near_ih, [&](const Share& part) { k.input_gates(args, chunk, part); });
+      for (const Share& part : inputs) k.input_gates(args, chunk, part);
     }
-    for_each_part(units, near_step, [&](const Share& part) { k.forward_step(args, t, part); });
+    for (const Share& part : steps) k.forward_step(args, t, part);
     if (args.rebuild) continue;  // y is known, and cells are each thread's own
     if (args.weight_hr) {
       barriers.meet_columns(member);
-      k.project(args, t, columns);
+      for (const Share& part : projections) k.project(args, t, part);
     }
     barriers.meet_columns(member);
   }
@@ -263,19 +267,17 @@ class BackwardMember {
   }
 
   void recur(const Chunk& chunk) {
-    const Share units = member_.share(blocks(s_.hidden, k_.panel_columns));
-    const Share columns = member_.share(blocks(s_.outputs, k_.panel_columns));
-    const int64_t near_hh = near_panels(k_, G()),
-                  near_units = args_.weight_hr ? near_panels(k_, s_.outputs) : near_hh;
+    const int64_t N = s_.batch, C = k_.panel_columns, near_hh = near_panels(k_, G());
+    const auto projections = member_.parts(blocks(s_.outputs, C), near_hh, N);
+    const auto steps =
+        member_.parts(blocks(s_.hidden, C), args_.weight_hr ? near_panels(k_, s_.outputs) : near_hh, N);
     for (int64_t step = chunk.begin; step < chunk.end; ++step) {
       const int64_t t = args_.reverse ? step : chunk.begin + chunk.end - 1 - step;
       if (args_.weight_hr) {
-        for_each_part(columns, near_hh,
-                      [&](const Share& part) { k_.backward_project(args_, work_, chunk, t, part); });
+        for (const Share& part : projections) k_.backward_project(args_, work_, chunk, t, part);
         barriers_.meet_columns(member_);
       }
-      for_each_part(units, near_units,
-                    [&](const Share& part) { k_.backward_step(args_, work_, chunk, t, part); });
+      for (const Share& part : steps) k_.backward_step(args_, work_, chunk, t, part);
       barriers_.meet_columns(member_);
     }
   }
