@@ -55,13 +55,14 @@ void backward_project(const BackwardArgs<T>& args, const BackwardWork<T>& work, 
     const T* after[kGroupRows];
     for (int64_t r = 0; r < count; ++r) after[r] = gates_after(args, work, chunk, t, row[r]);
     for (int64_t column = share.block_begin * C; column < std::min(share.block_end * C, P); column += C) {
+      const int64_t vectors = panel_vectors<T>(P - column);
       alignas(64) T sum[kGroupRows * C];
       for (int64_t r = 0; r < count; ++r)
         for (int64_t v = 0; v < 4; ++v)
           store(sum + (4 * r + v) * L, output_gradient(args, t, row[r], column + v * L));
-      multiply_panel<T>(after, count, depth_after(args, t), work.panels_hh + column * G, sum);
+      multiply_panel<T>(after, count, depth_after(args, t), work.panels_hh + column * G, vectors, sum);
       for (int64_t r = 0; r < count; ++r)
-        for (int64_t v = 0, at = column; v < 4 && at < P; ++v, at += L)
+        for (int64_t v = 0, at = column; v < vectors; ++v, at += L)
           store(work.grad_p + place(args.size, chunk, t, row[r]) * P + at, load(sum + (4 * r + v) * L),
                 P - at);
     }
@@ -85,19 +86,20 @@ void backward_step(const BackwardArgs<T>& args, const BackwardWork<T>& work, con
       c_before[r] = cell_before(args, t, row[r], N * args.c_stride);
     }
     for (int64_t column = share.block_begin * C; column < std::min(share.block_end * C, H); column += C) {
+      const int64_t vectors = panel_vectors<T>(H - column);
       alignas(64) T sum[kGroupRows * C];
       for (int64_t r = 0; r < count; ++r)
         for (int64_t v = 0; v < 4; ++v)
           store(sum + (4 * r + v) * L,
                 projected ? Vec<T>{} : output_gradient(args, t, row[r], column + v * L));
       if (projected)
-        multiply_panel<T>(from, count, P, work.panels_hr + column * P, sum);
+        multiply_panel<T>(from, count, P, work.panels_hr + column * P, vectors, sum);
       else
-        multiply_panel<T>(from, count, depth_after(args, t), work.panels_hh + column * G, sum);
+        multiply_panel<T>(from, count, depth_after(args, t), work.panels_hh + column * G, vectors, sum);
       for (int64_t r = 0; r < count; ++r) {
         const bool cut = enters_segment(args, t, row[r]);
         const bool first = is_first(args, t, row[r]) && !cut;
-        for (int64_t v = 0, unit = column; v < 4 && unit < H; ++v, unit += L) {
+        for (int64_t v = 0, unit = column; v < vectors; ++v, unit += L) {
           const int64_t units = H - unit, at = (t * N + row[r]) * args.c_stride + unit;
           const T* const saved = args.gates + (t * N + row[r]) * args.gates_stride + unit;
           T* const grad_c0 = args.grad_c0 + row[r] * H + unit;

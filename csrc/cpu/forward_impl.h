@@ -37,7 +37,7 @@ template <class T, class W>
 void add_gates(const T* const* a, int64_t count, const W* weight, const T* packed, int64_t hidden,
                int64_t depth, int64_t unit, T* sum) {
   constexpr int64_t L = kLanes<T>;
-  if (packed) return multiply_panel<T>(a, count, depth, packed + unit * 4 * depth, sum);
+  if (packed) return multiply_panel<T>(a, count, depth, packed + unit * 4 * depth, 4, sum);
   for (int64_t gate = 0; gate < 4; ++gate)
     multiply<T, W>(a, count, weight + (gate * hidden + unit) * depth, depth, std::min(L, hidden - unit),
                    depth, sum + gate * L, 4 * L);

@@ -149,6 +149,11 @@ constexpr int kHalfTileRows = 2 * kTileRows;
 // registers (x86-64 has 16): each is then fetched once for all of them. Their columns take a register each.
 constexpr int kTermsAtOnce = kHalfTileRows > 10 ? 3 : 1;
 
+// Vectors of a panel that hold some of the columns that are left.
+template <class T>
+FUSEDLSTM_HOST_DEVICE int64_t panel_vectors(int64_t columns) {
+  return std::min<int64_t>(4, (columns + kLanes<T> - 1) / kLanes<T>);
+}
 // Where term k of half a panel's columns lies.
 template <class T>
 FUSEDLSTM_HOST_DEVICE int64_t panel_place(int64_t depth, int64_t half, int64_t k) {
@@ -206,21 +211,22 @@ FUSEDLSTM_HOST_DEVICE void multiply_panel_rows(const T* const* a, int64_t count,
   multiply_panel_tile<T, R, C>(a, begin, end, panel, other, sum);
 }
 
-// sum [count, 4, lanes] += a [count, depth] times a panel, for at most kGroupRows rows; `piece` terms are
-// summed between two additions to memory.
+// sum [count, 4, lanes] += a [count, depth] times a panel, for at most kGroupRows rows and, where just two
+// are wanted, without the last two vectors of columns; `piece` terms are summed between two additions to
+// memory.
 template <class T>
-void multiply_panel(const T* const* a, int64_t count, int64_t depth, const T* panel, T* sum,
+void multiply_panel(const T* const* a, int64_t count, int64_t depth, const T* panel, int64_t vectors, T* sum,
                     int64_t piece = kPanelTerms) {
   constexpr int64_t L = kLanes<T>;
   const int64_t other = panel_place<T>(depth, 1, 0);
-  if (count <= kTileRows) {
+  if (count <= kTileRows && vectors > 2) {
     for (int64_t begin = 0; begin < depth; begin += piece)
       multiply_panel_rows<T, 4, kTileRows>(a, count, begin, std::min(begin + piece, depth), panel, other,
                                            sum);
     return;
   }
   const int64_t tiles = (count + kHalfTileRows - 1) / kHalfTileRows;
-  for (int64_t half = 0; half < 2; ++half)
+  for (int64_t half = 0; 2 * half < vectors; ++half)
     for (int64_t begin = 0; begin < depth; begin += piece) {
       const int64_t end = std::min(begin + piece, depth);
       for (int64_t tile = 0, first = 0; tile < tiles; ++tile) {
@@ -273,14 +279,14 @@ void product(const T* a, int64_t a_stride, int64_t rows, const T* panels, int64_
     const T* group[kGroupRows];
     for (int64_t r = 0; r < count; ++r) group[r] = a + (begin + r) * a_stride;
     for (int64_t column = 0; column < columns; column += C) {
-      const int64_t vectors = std::min<int64_t>(4, (columns - column + L - 1) / L);
+      const int64_t vectors = panel_vectors<T>(columns - column);
       T* const to = out + begin * out_stride + column;
       alignas(64) T sum[kGroupRows * C];
       for (int64_t i = 0; i < count * C; i += L) store(sum + i, Vec<T>{});
       for (int64_t r = 0; r < count && adds; ++r)
         for (int64_t v = 0; v < vectors; ++v)
           store(sum + (4 * r + v) * L, load(to + r * out_stride + v * L, columns - column - v * L));
-      multiply_panel<T>(group, count, depth, panels + column * depth, sum, piece);
+      multiply_panel<T>(group, count, depth, panels + column * depth, vectors, sum, piece);
       for (int64_t r = 0; r < count; ++r)
         for (int64_t v = 0; v < vectors; ++v)
           store(to + r * out_stride + v * L, load(sum + (4 * r + v) * L), columns - column - v * L);

@@ -31,12 +31,13 @@ struct Member {
         row(index / plan.columns % plan.rows),
         column(index % plan.columns) {}
 
-  // What this member does of so many blocks: its own, and rows of those that do not divide evenly, where
-  // there are rows enough. In parts of at most `near` blocks, each for all of its rows before the next.
-  std::vector<Share> parts(int64_t block_count, int64_t near, int64_t batch) const {
+  // What this member does of n units or columns: blocks of its own, and rows of those that do not divide
+  // evenly, where there are rows enough. In parts of at most `near` blocks, each for all of its rows before
+  // the next.
+  std::vector<Share> parts(int64_t n, int64_t per_block, int64_t near, int64_t batch) const {
     constexpr int64_t kRowsOfPart = 4;
-    const int64_t members = plan.columns, stride = plan.rows * members;
-    const int64_t whole = block_count - (batch < kRowsOfPart * stride ? 0 : block_count % members);
+    const int64_t members = plan.columns, stride = plan.rows * members, block_count = blocks(n, per_block);
+    const int64_t whole = batch < kRowsOfPart * stride ? block_count : n / per_block / members * members;
     std::vector<Share> parts;
     const auto add = [&](int64_t begin, int64_t end, int64_t row_first, int64_t row_stride) {
       for (; begin < end; begin += near)
@@ -90,9 +91,9 @@ void forward_direction(const Kernel<T, W>& k, const ForwardArgs<T, W>& args, con
     barriers.meet_group(member);
   }
   const int64_t step_depth = s.outputs + (args.input_in_step ? s.input : 0);
-  const auto inputs = member.parts(unit_blocks, near_panels(k, s.input), s.batch),
-             steps = member.parts(unit_blocks, near_panels(k, step_depth), s.batch),
-             projections = member.parts(blocks(s.outputs, k.lanes), near_panels(k, s.hidden), s.batch);
+  const auto inputs = member.parts(s.hidden, k.lanes, near_panels(k, s.input), s.batch),
+             steps = member.parts(s.hidden, k.lanes, near_panels(k, step_depth), s.batch),
+             projections = member.parts(s.outputs, k.lanes, near_panels(k, s.hidden), s.batch);
   for (int64_t step = 0; step < s.steps; ++step) {
     const int64_t t = args.reverse ? s.steps - 1 - step : step;
     if (!args.input_in_step && step % member.plan.chunk == 0) {
@@ -268,9 +269,9 @@ class BackwardMember {
 
   void recur(const Chunk& chunk) {
     const int64_t N = s_.batch, C = k_.panel_columns, near_hh = near_panels(k_, G());
-    const auto projections = member_.parts(blocks(s_.outputs, C), near_hh, N);
+    const auto projections = member_.parts(s_.outputs, C, near_hh, N);
     const auto steps =
-        member_.parts(blocks(s_.hidden, C), args_.weight_hr ? near_panels(k_, s_.outputs) : near_hh, N);
+        member_.parts(s_.hidden, C, args_.weight_hr ? near_panels(k_, s_.outputs) : near_hh, N);
     for (int64_t step = chunk.begin; step < chunk.end; ++step) {
       const int64_t t = args_.reverse ? step : chunk.begin + chunk.end - 1 - step;
       if (args_.weight_hr) {
