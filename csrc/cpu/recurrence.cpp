@@ -324,7 +324,10 @@ class BackwardMember {
     for (int64_t j = mine.begin; args_.grad_bias && j < mine.end; ++j) {
       const T* const grads = work_.grad_gates_t + j * terms;
       T sums[8] = {};  // of fewer terms each: less rounding
-      for (int64_t i = 0; i < terms; ++i) sums[i % 8] += grads[i];
+      int64_t i = 0;
+      for (; i + 8 <= terms; i += 8)
+        for (int64_t lane = 0; lane < 8; ++lane) sums[lane] += grads[i + lane];
+      for (; i < terms; ++i) sums[i % 8] += grads[i];
       args_.grad_bias[j] = (adds ? args_.grad_bias[j] : T(0)) + std::accumulate(sums, sums + 8, T(0));
     }
   }
