@@ -15,6 +15,9 @@ int64_t blocks(int64_t n, int64_t per_block) {
   return (n + per_block - 1) / per_block;
 }
 
+// Rows that use a piece of a panel while it is in the L1 cache.
+constexpr int64_t kRowsOfPanel = 48;
+
 // The plan for as many threads as came; a smaller team than was planned for shares the units.
 Plan for_team(const Plan& plan, int64_t team) {
   return team == plan.threads() ? plan : Plan{1, team, 1, plan.chunk, plan.packs};
@@ -32,12 +35,13 @@ struct Member {
         column(index % plan.columns) {}
 
   // What this member does of n units or columns: blocks of its own, and rows of those that do not divide
-  // evenly, where there are rows enough. In parts of at most `near` blocks, each for all of its rows before
-  // the next.
+  // evenly, where there are rows enough. Rows that do not use a panel all at once take the blocks in parts of
+  // `near`, each for all of them before the next.
   std::vector<Share> parts(int64_t n, int64_t per_block, int64_t near, int64_t batch) const {
     constexpr int64_t kRowsOfPart = 4;
     const int64_t members = plan.columns, stride = plan.rows * members, block_count = blocks(n, per_block);
     const int64_t whole = batch < kRowsOfPart * stride ? block_count : n / per_block / members * members;
+    if (batch <= kRowsOfPanel * plan.rows) near = block_count;
     std::vector<Share> parts;
     const auto add = [&](int64_t begin, int64_t end, int64_t row_first, int64_t row_stride) {
       for (; begin < end; begin += near)
@@ -232,7 +236,6 @@ class BackwardMember {
   // each part of it is, while it is near.
   void multiply(const T* a, int64_t depth, int64_t rows, T* panels, int64_t columns, int64_t piece, bool adds,
                 T* out, const T* weight = nullptr) {
-    constexpr int64_t kRowsOfPanel = 48;  // use it while it is in the L1 cache
     const int64_t C = k_.panel_columns, count = blocks(columns, C), near = near_panels(k_, depth);
     const bool by_rows = !weight && (rows >= kRowsOfPanel * member_.group_size() || !divides(columns));
     const Chunk row = by_rows ? own(rows) : Chunk{0, rows},
