@@ -27,6 +27,7 @@ CPU_SOURCES = [
     "csrc/cpu/kernel_plain.cpp",
     "csrc/cpu/kernel_avx2.cpp",
     "csrc/cpu/kernel_avx512.cpp",
+    "csrc/cpu/kernel_amx.cpp",
 ]
 CUDA_SOURCES = [
     "csrc/cuda/layer.cpp",

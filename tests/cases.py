@@ -40,6 +40,8 @@ CASES = [
     Case("projected", 5, 4, 6, 10, {"proj_size": 3}),
     Case("all", 6, 5, 7, 33, {"num_layers": 2, "bidirectional": True, "proj_size": 17, "batch_first": True}),
     Case("all_no_bias", 6, 5, 7, 33, {"num_layers": 2, "bidirectional": True, "proj_size": 1, "bias": False}),
+    Case("packed", 9, 6, 3, 17, {"bidirectional": True}),
+    Case("packed_and_projected", 9, 6, 3, 17, {"proj_size": 5}),
     Case("shared_among_threads", 4, 24, 40, 200, {"bidirectional": True}),
     Case("more_rows_than_use_a_panel_at_once", 3, 60, 40, 300),
     Case("projection_shared_among_threads", 4, 24, 40, 200, {"proj_size": 100}),

@@ -25,7 +25,7 @@ def run(isa, *arguments):
     )
 
 
-@pytest.fixture(scope="module", params=["plain", "avx2", "avx512"])
+@pytest.fixture(scope="module", params=["plain", "avx2", "avx512", "amx"])
 def isa(request):
     done = run(request.param, "-m", "fusedlstm", "info")
     if "FUSEDLSTM_ISA must be one this processor has" in done.stderr + done.stdout:
@@ -43,6 +43,21 @@ def test_values_and_gradients(isa):
 def test_every_16_bit_weight(isa):
     done = run(isa, "-c", "import tests.test_instruction_sets as t; t.check_every_16_bit_weight()")
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_another_library_finds_its_tiles_as_it_left_them():
+    """torch's own products of bfloat16 use the same registers, and need not set them up anew at each call."""
+    linear, x = torch.nn.Linear(96, 64, dtype=torch.bfloat16), torch.randn(40, 96, dtype=torch.bfloat16)
+    ours, theirs = (cell(32, 48, dtype=torch.bfloat16) for cell in (fusedlstm.LSTM, torch.nn.LSTM))
+    inputs = torch.randn(9, 13, 32, dtype=torch.bfloat16)
+    with torch.no_grad():
+        expected = [linear(x), theirs(inputs)[0], ours(inputs)[0]]
+        for _ in range(5):
+            for module, argument, wanted in ((ours, inputs, expected[2]), (linear, x, expected[0])):
+                out = module(argument)
+                torch.testing.assert_close(out[0] if isinstance(out, tuple) else out, wanted, rtol=0, atol=0)
+            torch.testing.assert_close(ours(inputs[:, :7])[0], expected[2][:, :7], rtol=0, atol=0)
+            torch.testing.assert_close(theirs(inputs)[0], expected[1], rtol=0, atol=0)
 
 
 def check_every_16_bit_weight():

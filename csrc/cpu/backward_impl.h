@@ -35,8 +35,8 @@ FUSEDLSTM_HOST_DEVICE int64_t depth_after(const BackwardArgs<T>& args, int64_t t
 
 // Zeros for the rows of a share that take no part in step t.
 template <class T>
-void clear_inactive(const BackwardArgs<T>& args, const Chunk& chunk, int64_t t, const Share& share, T* tensor,
-                    int64_t columns, int64_t parts) {
+void clear_inactive(const BackwardArgs<T>& args, const Chunk& chunk, int64_t t, const Share<T>& share,
+                    T* tensor, int64_t columns, int64_t parts) {
   const int64_t C = kPanelColumns<T>, begin = share.block_begin * C,
                 end = std::min(share.block_end * C, columns);
   for (int64_t at = share.row_first; at < args.size.batch && begin < end; at += share.row_stride)
@@ -47,7 +47,7 @@ void clear_inactive(const BackwardArgs<T>& args, const Chunk& chunk, int64_t t, 
 
 template <class T>
 void backward_project(const BackwardArgs<T>& args, const BackwardWork<T>& work, const Chunk& chunk, int64_t t,
-                      const Share& share) {
+                      const Share<T>& share) {
   constexpr int64_t L = kLanes<T>, C = kPanelColumns<T>;
   const int64_t P = args.size.outputs, G = 4 * args.size.hidden;
   clear_inactive(args, chunk, t, share, work.grad_p, P, 1);
@@ -71,7 +71,7 @@ void backward_project(const BackwardArgs<T>& args, const BackwardWork<T>& work, 
 
 template <class T>
 void backward_step(const BackwardArgs<T>& args, const BackwardWork<T>& work, const Chunk& chunk, int64_t t,
-                   const Share& share) {
+                   const Share<T>& share) {
   constexpr int64_t L = kLanes<T>, C = kPanelColumns<T>;
   const int64_t N = args.size.batch, H = args.size.hidden, P = args.size.outputs, G = 4 * H;
   const bool projected = args.weight_hr != nullptr;

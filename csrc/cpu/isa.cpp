@@ -3,39 +3,78 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace fusedlstm::cpu {
 namespace {
 
-// The best instruction set of this processor, or the one that FUSEDLSTM_ISA names.
+// AMX's registers are given to a process that asks for them.
+bool has_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // of asm/prctl.h and the Linux manual on AMX
+  static const bool granted = __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-tile") &&
+                              __builtin_cpu_supports("avx512bf16") &&
+                              syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+
 template <class T, class W>
-const Kernel<T, W>& choose_kernel() {
-  std::vector<const Kernel<T, W>*> usable;  // best first
+using Named = std::pair<std::string, const Kernel<T, W>*>;
+
+// What this processor has, best first.
+template <class T, class W>
+std::vector<Named<T, W>> usable_kernels() {
+  std::vector<Named<T, W>> usable;
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    usable.push_back(&kernel_avx512<T, W>());
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    usable.push_back(&kernel_avx2<T, W>());
-#endif
-  usable.push_back(&kernel_plain<T, W>());
-  const char* wanted = std::getenv("FUSEDLSTM_ISA");
-  if (wanted == nullptr) return *usable.front();
-  std::string names;
-  for (const Kernel<T, W>* kernel : usable) {
-    if (std::string(wanted) == kernel->instruction_set) return *kernel;
-    names += (names.empty() ? "" : ", ") + std::string(kernel->instruction_set);
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+    if (has_tiles()) {
+      if constexpr (std::is_same_v<W, BFloat16>)
+        usable.push_back({"amx", &kernel_amx()});
+      else
+        usable.push_back({"amx", &kernel_avx512<T, W>()});
+    }
+    usable.push_back({"avx512", &kernel_avx512<T, W>()});
   }
-  throw std::runtime_error("FUSEDLSTM_ISA must be one this processor has (" + names + "), got " + wanted);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    usable.push_back({"avx2", &kernel_avx2<T, W>()});
+#endif
+  usable.push_back({"plain", &kernel_plain<T, W>()});
+  return usable;
+}
+
+// The best one, or the one that FUSEDLSTM_ISA names.
+template <class T, class W>
+const Named<T, W>& chosen() {
+  static const Named<T, W> kernel = [] {
+    const std::vector<Named<T, W>> usable = usable_kernels<T, W>();
+    const char* wanted = std::getenv("FUSEDLSTM_ISA");
+    if (wanted == nullptr) return usable.front();
+    std::string names;
+    for (const Named<T, W>& each : usable) {
+      if (each.first == wanted) return each;
+      names += (names.empty() ? "" : ", ") + each.first;
+    }
+    throw std::runtime_error("FUSEDLSTM_ISA must be one this processor has (" + names + "), got " + wanted);
+  }();
+  return kernel;
 }
 
 }  // namespace
 
 template <class T, class W>
 const Kernel<T, W>& kernel() {
-  static const Kernel<T, W>& chosen = choose_kernel<T, W>();
-  return chosen;
+  return *chosen<T, W>().second;
 }
 template const Kernel<double, double>& kernel();
 template const Kernel<float, float>& kernel();
@@ -43,7 +82,7 @@ template const Kernel<float, BFloat16>& kernel();
 template const Kernel<float, Half>& kernel();
 
 const char* instruction_set() {
-  return kernel<float, float>().instruction_set;
+  return chosen<float, float>().first.c_str();
 }
 
 }  // namespace fusedlstm::cpu

@@ -34,7 +34,7 @@ constexpr int kAccumulators = 12;
 
 template <class T, class W>
 const Kernel<T, W>& kernel_avx2() {
-  static constexpr Kernel<T, W> kernel = make_kernel<T, W>("avx2");
+  static constexpr Kernel<T, W> kernel = make_kernel<T, W>();
   return kernel;
 }
 template const Kernel<double, double>& kernel_avx2();

@@ -38,7 +38,7 @@ constexpr int kAccumulators = 24;
 
 template <class T, class W>
 const Kernel<T, W>& kernel_avx512() {
-  static constexpr Kernel<T, W> kernel = make_kernel<T, W>("avx512");
+  static constexpr Kernel<T, W> kernel = make_kernel<T, W>();
   return kernel;
 }
 template const Kernel<double, double>& kernel_avx512();

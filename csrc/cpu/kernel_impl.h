@@ -5,8 +5,8 @@
 #include "product_impl.h"
 
 // Calls function(row, count) for the rows of a share that are active in step t, in groups.
-template <class Function>
-void for_each_group(const Rows& rows, int64_t t, const Share& share, const Function& function) {
+template <class T, class Function>
+void for_each_group(const Rows& rows, int64_t t, const Share<T>& share, const Function& function) {
   int64_t left = rows.active[t] - share.row_first;
   left = left <= 0 ? 0 : (left + share.row_stride - 1) / share.row_stride;
   for (int64_t at = share.row_first; left > 0;) {
@@ -48,10 +48,16 @@ FUSEDLSTM_HOST_DEVICE auto cell_before(const Args& args, int64_t t, int64_t row,
 #include "forward_impl.h"
 
 template <class T, class W>
-constexpr Kernel<T, W> make_kernel(const char* instruction_set) {
-  return {.instruction_set = instruction_set,
-          .lanes = kLanes<T>,
+int64_t forward_room(const Sizes& size) {
+  return gate_rows_room<T, W>(size.input) + gate_rows_room<T, W>(size.outputs);
+}
+
+template <class T, class W>
+constexpr Kernel<T, W> make_kernel() {
+  return {.lanes = kLanes<T>,
           .panel_columns = kPanelColumns<T>,
+          .near_terms = kNearTerms<T, W>,
+          .room = forward_room<T, W>,
           .pack_gates = pack_gates<T, W>,
           .input_gates = input_gates<T, W>,
           .forward_step = forward_step<T, W>,

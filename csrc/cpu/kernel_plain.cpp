@@ -17,7 +17,7 @@ constexpr int kAccumulators = 12;
 
 template <class T, class W>
 const Kernel<T, W>& kernel_plain() {
-  static constexpr Kernel<T, W> kernel = make_kernel<T, W>("plain");
+  static constexpr Kernel<T, W> kernel = make_kernel<T, W>();
   return kernel;
 }
 template const Kernel<double, double>& kernel_plain();

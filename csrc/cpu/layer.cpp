@@ -137,8 +137,8 @@ void run_forward(const Work& work, const Wanted& wanted, const ForwardResult& ou
                 hh_room = packs ? packed_weights(P, H) : 0,
                 gates_room = wanted.gates || in_step ? 0 : work.plan.chunk * N * G,
                 h_room = layer.projected ? N * H : 0;
-  const int64_t room_of_each = ih_room + hh_room + gates_room + h_room;
-  const Workspace<T> workspace(D * room_of_each);
+  const int64_t room_of_each = (ih_room + hh_room + gates_room + h_room + 15) / 16 * 16;  // lines of caches
+  const Workspace<T> workspace(D * room_of_each + forward_room<T, W>(work.size, work.plan));
   std::array<ForwardArgs<T, W>, 2> directions;
   for (int64_t d = 0; d < D; ++d) {
     T* const packed_ih = workspace.data() + d * room_of_each;
@@ -174,7 +174,7 @@ void run_forward(const Work& work, const Wanted& wanted, const ForwardResult& ou
     args.c_stride = wanted.cells ? D * H : H;
     args.c_step = wanted.cells ? N * D * H : 0;
   }
-  forward(directions.data(), D, work.plan);
+  forward(directions.data(), D, workspace.data() + D * room_of_each, work.plan);
 }
 
 void run_forward(const Work& work, const Wanted& wanted, const ForwardResult& out) {

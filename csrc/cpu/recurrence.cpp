@@ -37,15 +37,16 @@ struct Member {
   // What this member does of n units or columns: blocks of its own, and rows of those that do not divide
   // evenly, where there are rows enough. Rows that do not use a panel all at once take the blocks in parts of
   // `near`, each for all of them before the next.
-  std::vector<Share> parts(int64_t n, int64_t per_block, int64_t near, int64_t batch) const {
+  template <class T>
+  std::vector<Share<T>> parts(int64_t n, int64_t per_block, int64_t near, int64_t batch, T* room) const {
     constexpr int64_t kRowsOfPart = 4;
     const int64_t members = plan.columns, stride = plan.rows * members, block_count = blocks(n, per_block);
     const int64_t whole = batch < kRowsOfPart * stride ? block_count : n / per_block / members * members;
     if (batch <= kRowsOfPanel * plan.rows) near = block_count;
-    std::vector<Share> parts;
+    std::vector<Share<T>> parts;
     const auto add = [&](int64_t begin, int64_t end, int64_t row_first, int64_t row_stride) {
       for (; begin < end; begin += near)
-        parts.push_back({begin, std::min(begin + near, end), row_first, row_stride});
+        parts.push_back({begin, std::min(begin + near, end), row_first, row_stride, room});
     };
     add(whole * column / members, whole * (column + 1) / members, row, plan.rows);
     add(whole, block_count, row + column * plan.rows, stride);
@@ -75,16 +76,13 @@ Chunk part(int64_t n, int64_t member, int64_t members) {
   return {n * member / members, n * (member + 1) / members};
 }
 
-// Panels of `depth` terms that a core's own cache, of 512 KiB or more, holds beside other things.
 template <class T, class W>
 int64_t near_panels(const Kernel<T, W>& k, int64_t depth) {
-  constexpr int64_t kNearBytes = 256 << 10;
-  const int64_t bytes = depth * k.panel_columns * static_cast<int64_t>(sizeof(T));
-  return std::max<int64_t>(1, kNearBytes / std::max<int64_t>(bytes, 1));
+  return std::max<int64_t>(1, k.near_terms / std::max<int64_t>(depth, 1));
 }
 
 template <class T, class W>
-void forward_direction(const Kernel<T, W>& k, const ForwardArgs<T, W>& args, const Member& member,
+void forward_direction(const Kernel<T, W>& k, const ForwardArgs<T, W>& args, const Member& member, T* room,
                        Barriers& barriers) {
   const Sizes& s = args.size;
   const int64_t unit_blocks = blocks(s.hidden, k.lanes);
@@ -95,21 +93,21 @@ void forward_direction(const Kernel<T, W>& k, const ForwardArgs<T, W>& args, con
     barriers.meet_group(member);
   }
   const int64_t step_depth = s.outputs + (args.input_in_step ? s.input : 0);
-  const auto inputs = member.parts(s.hidden, k.lanes, near_panels(k, s.input), s.batch),
-             steps = member.parts(s.hidden, k.lanes, near_panels(k, step_depth), s.batch),
-             projections = member.parts(s.outputs, k.lanes, near_panels(k, s.hidden), s.batch);
+  const auto inputs = member.parts(s.hidden, k.lanes, near_panels(k, s.input), s.batch, room),
+             steps = member.parts(s.hidden, k.lanes, near_panels(k, step_depth), s.batch, room),
+             projections = member.parts(s.outputs, k.lanes, near_panels(k, s.hidden), s.batch, room);
   for (int64_t step = 0; step < s.steps; ++step) {
     const int64_t t = args.reverse ? s.steps - 1 - step : step;
     if (!args.input_in_step && step % member.plan.chunk == 0) {
       const int64_t count = std::min(member.plan.chunk, s.steps - step);
       const Chunk chunk = args.reverse ? Chunk{t + 1 - count, t + 1} : Chunk{t, t + count};
-      for (const Share& part : inputs) k.input_gates(args, chunk, part);
+      for (const Share<T>& part : inputs) k.input_gates(args, chunk, part);
     }
-    for (const Share& part : steps) k.forward_step(args, t, part);
+    for (const Share<T>& part : steps) k.forward_step(args, t, part);
     if (args.rebuild) continue;  // y is known, and cells are each thread's own
     if (args.weight_hr) {
       barriers.meet_columns(member);
-      for (const Share& part : projections) k.project(args, t, part);
+      for (const Share<T>& part : projections) k.project(args, t, part);
     }
     barriers.meet_columns(member);
   }
@@ -272,16 +270,16 @@ class BackwardMember {
 
   void recur(const Chunk& chunk) {
     const int64_t N = s_.batch, C = k_.panel_columns, near_hh = near_panels(k_, G());
-    const auto projections = member_.parts(s_.outputs, C, near_hh, N);
+    const auto projections = member_.parts<T>(s_.outputs, C, near_hh, N, nullptr);
     const auto steps =
-        member_.parts(s_.hidden, C, args_.weight_hr ? near_panels(k_, s_.outputs) : near_hh, N);
+        member_.parts<T>(s_.hidden, C, args_.weight_hr ? near_panels(k_, s_.outputs) : near_hh, N, nullptr);
     for (int64_t step = chunk.begin; step < chunk.end; ++step) {
       const int64_t t = args_.reverse ? step : chunk.begin + chunk.end - 1 - step;
       if (args_.weight_hr) {
-        for (const Share& part : projections) k_.backward_project(args_, work_, chunk, t, part);
+        for (const Share<T>& part : projections) k_.backward_project(args_, work_, chunk, t, part);
         barriers_.meet_columns(member_);
       }
-      for (const Share& part : steps) k_.backward_step(args_, work_, chunk, t, part);
+      for (const Share<T>& part : steps) k_.backward_step(args_, work_, chunk, t, part);
       barriers_.meet_columns(member_);
     }
   }
@@ -345,8 +343,14 @@ class BackwardMember {
 
 }  // namespace
 
+// Tiles of bfloat16 take the place of 16 floats at least.
 int64_t packed_weights(int64_t depth, int64_t hidden) {
-  return panels(depth, 4 * ((hidden + 15) / 16 * 16));
+  return panels(std::max<int64_t>(depth, 16), 4 * ((hidden + 15) / 16 * 16));
+}
+
+template <class T, class W>
+int64_t forward_room(const Sizes& size, const Plan& plan) {
+  return plan.packs ? plan.threads() * kernel<T, W>().room(size) : 0;
 }
 
 int64_t backward_workspace(const Sizes& size, int64_t chunk, bool projected) {
@@ -356,14 +360,14 @@ int64_t backward_workspace(const Sizes& size, int64_t chunk, bool projected) {
 }
 
 template <class T, class W>
-void forward(const ForwardArgs<T, W>* directions, int64_t count, const Plan& planned) {
+void forward(const ForwardArgs<T, W>* directions, int64_t count, T* room, const Plan& planned) {
   const Kernel<T, W>& k = kernel<T, W>();
   Barriers barriers(planned);
   run_team(planned.threads(), [&](int64_t index, int64_t team) {
     const Plan plan = for_team(planned, team);
     const Member member(plan, index);
     for (int64_t d = member.group; d < count; d += plan.groups)
-      forward_direction(k, directions[d], member, barriers);
+      forward_direction(k, directions[d], member, room + index * k.room(directions[d].size), barriers);
   });
   for (int64_t d = 0; d < count; ++d)
     if (!directions[d].rebuild) last_states(directions[d]);
@@ -378,10 +382,14 @@ void backward(const BackwardArgs<T>& args, const Plan& planned) {
   });
 }
 
-template void forward(const ForwardArgs<double, double>*, int64_t, const Plan&);
-template void forward(const ForwardArgs<float, float>*, int64_t, const Plan&);
-template void forward(const ForwardArgs<float, BFloat16>*, int64_t, const Plan&);
-template void forward(const ForwardArgs<float, Half>*, int64_t, const Plan&);
+template int64_t forward_room<double, double>(const Sizes&, const Plan&);
+template void forward(const ForwardArgs<double, double>*, int64_t, double*, const Plan&);
+template int64_t forward_room<float, float>(const Sizes&, const Plan&);
+template void forward(const ForwardArgs<float, float>*, int64_t, float*, const Plan&);
+template int64_t forward_room<float, BFloat16>(const Sizes&, const Plan&);
+template void forward(const ForwardArgs<float, BFloat16>*, int64_t, float*, const Plan&);
+template int64_t forward_room<float, Half>(const Sizes&, const Plan&);
+template void forward(const ForwardArgs<float, Half>*, int64_t, float*, const Plan&);
 template void backward(const BackwardArgs<float>&, const Plan&);
 template void backward(const BackwardArgs<double>&, const Plan&);
 

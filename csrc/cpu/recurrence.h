@@ -99,13 +99,16 @@ struct BackwardArgs {
   T* workspace;  // backward_workspace(size, plan) elements
 };
 
-// Elements of W_ih or W_hh when packed, and what backward needs beside its arguments.
+// Elements of W_ih or W_hh when packed, and what the passes need beside their arguments.
 int64_t packed_weights(int64_t depth, int64_t hidden);
+template <class T, class W>
+int64_t forward_room(const Sizes& size, const Plan& plan);
 int64_t backward_workspace(const Sizes& size, int64_t chunk, bool projected);
 
-// Both return the same bits for any number of threads. `directions` has `count` of them, of the same sizes.
+// Both return the same bits for any number of threads. `directions` has `count` of them, of the same sizes;
+// `room` is for forward_room(size, plan) elements.
 template <class T, class W>
-void forward(const ForwardArgs<T, W>* directions, int64_t count, const Plan& plan);
+void forward(const ForwardArgs<T, W>* directions, int64_t count, T* room, const Plan& plan);
 template <class T>
 void backward(const BackwardArgs<T>& args, const Plan& plan);
 
