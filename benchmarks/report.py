@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import geometric_mean
 
-from benchmarks import environment
+from benchmarks import environment, records
 from benchmarks.cases import CASES, DTYPES, MODES, Case
 from benchmarks.records import Row
 from benchmarks.roofline import bound_us, flops, least_bytes
@@ -67,10 +67,12 @@ def folder(rows: Iterable[Row]) -> str:
 
 
 def shown(results: Path) -> list[Path]:
-    """The folders whose rows the README shows: the first GPU's and the first processor's, as far as there are any."""
-    folders = sorted(path.parent for path in results.glob("*/rows.csv"))
-    kinds = [[path for path in folders if path.name.startswith("cpu-") == is_cpu] for is_cpu in (False, True)]
-    return [of_kind[0] for of_kind in kinds if of_kind]
+    """The folders whose rows the README shows: of the GPU and of the processor that were measured last."""
+    measured = {
+        path.parent: max((row.date for row in records.read(path)), default="") for path in results.glob("*/rows.csv")
+    }
+    kinds = [[path for path in sorted(measured) if path.name.startswith("cpu-") == is_cpu] for is_cpu in (False, True)]
+    return [max(of_kind, key=measured.__getitem__) for of_kind in kinds if of_kind]
 
 
 def caption(rows: Sequence[Row]) -> str:

@@ -264,15 +264,19 @@ def test_sweep_of_something_else():
         growth.sweep("D", quick=True)
 
 
-def test_the_readme_shows_a_gpu_and_a_processor(tmp_path):
+def test_the_readme_shows_the_gpu_and_the_processor_measured_last(tmp_path):
+    def measured(name, date):
+        (tmp_path / name).mkdir(exist_ok=True)
+        records.write(tmp_path / name / "rows.csv", [_row("torch", 1.0, date=date)])
+
     assert report.shown(tmp_path) == []
-    for name in ("cpu-b", "cpu-a", "h200", "h100"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "cpu-b/rows.csv").touch()
-    (tmp_path / "cpu-a/rows.csv").touch()
+    measured("cpu-a", "2026-01-02")
+    measured("cpu-b", "2026-01-02")
+    (tmp_path / "h100").mkdir()
     assert report.shown(tmp_path) == [tmp_path / "cpu-a"]
-    (tmp_path / "h200/rows.csv").touch()
-    assert report.shown(tmp_path) == [tmp_path / "h200", tmp_path / "cpu-a"]
+    measured("cpu-b", "2026-01-03")
+    measured("h200", "2025-12-31")
+    assert report.shown(tmp_path) == [tmp_path / "h200", tmp_path / "cpu-b"]
 
 
 def test_readme_says_what_the_rows_say():
