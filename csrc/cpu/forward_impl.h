@@ -43,7 +43,7 @@ void add_gates_by_rows(const T* const* a, int64_t count, const W* weight, int64_
                    depth, sum + gate * L, 4 * L);
 }
 
-// Set up while `count` rows are multiplied; nothing, where there are no tiles.
+// What is set up while `count` rows are multiplied: nothing, where there are no tiles.
 template <class T, class W>
 class GateTiles {
  public:

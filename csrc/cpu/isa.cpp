@@ -15,18 +15,23 @@
 namespace fusedlstm::cpu {
 namespace {
 
-// AMX's registers are given to a process that asks for them.
+#if defined(__x86_64__)
 bool has_tiles() {
-#if defined(__x86_64__) && defined(__linux__)
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // of asm/prctl.h and the Linux manual on AMX
-  static const bool granted = __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-tile") &&
-                              __builtin_cpu_supports("avx512bf16") &&
-                              syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-tile") &&
+         __builtin_cpu_supports("avx512bf16");
+}
+// Their registers are given to a process that asks for them, once it has a use for them: they make the frames
+// of its signals larger.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   return granted;
 #else
   return false;
 #endif
 }
+#endif
 
 template <class T, class W>
 using Named = std::pair<std::string, const Kernel<T, W>*>;
@@ -38,11 +43,10 @@ std::vector<Named<T, W>> usable_kernels() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-    if (has_tiles()) {
-      if constexpr (std::is_same_v<W, BFloat16>)
-        usable.push_back({"amx", &kernel_amx()});
-      else
-        usable.push_back({"amx", &kernel_avx512<T, W>()});
+    if constexpr (std::is_same_v<W, BFloat16>) {
+      if (has_tiles() && may_use_tiles()) usable.push_back({"amx", &kernel_amx()});
+    } else if (has_tiles()) {
+      usable.push_back({"amx", &kernel_avx512<T, W>()});
     }
     usable.push_back({"avx512", &kernel_avx512<T, W>()});
   }
