@@ -45,8 +45,8 @@ def test_every_16_bit_weight(isa):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_another_library_finds_its_tiles_as_it_left_them():
-    """torch's own products of bfloat16 use the same registers, and need not set them up anew at each call."""
+def test_in_turns_with_torchs_own_bfloat16():
+    """Its products use the same tile registers, in other shapes."""
     linear, x = torch.nn.Linear(96, 64, dtype=torch.bfloat16), torch.randn(40, 96, dtype=torch.bfloat16)
     ours, theirs = (cell(32, 48, dtype=torch.bfloat16) for cell in (fusedlstm.LSTM, torch.nn.LSTM))
     inputs = torch.randn(9, 13, 32, dtype=torch.bfloat16)

@@ -1,6 +1,6 @@
-// Gates from bfloat16 weights by AMX, whose instruction multiplies 16 rows of 32 terms with 16 columns,
-// sixteen times as many at once as a vector of floats. Sums stay float; rows are rounded to bfloat16, which
-// the input is and nn.LSTM's states are. Included by forward_impl.h alone.
+// Gates from bfloat16 weights by AMX, whose instruction multiplies 16 rows of 32 terms with 16 columns. Sums
+// stay float; rows are rounded to bfloat16, which the input is and nn.LSTM's states are. Included by
+// forward_impl.h alone.
 
 // Rows and panels are padded with zeros to whole tiles of terms. A panel's terms lie in pairs, 32 bits each.
 constexpr int64_t kTileTerms = 32, kTileHeight = 16;
@@ -134,7 +134,7 @@ class GateRows<float, BFloat16> {
       _tile_loadd(2, further, kRowBytes);
       _tile_loadd(3, further + L, kRowBytes);
     }
-    for (int64_t k = 0; k < depth_; k += kTileTerms, columns += kTileTerms / 2 * 2 * L) {
+    for (int64_t k = 0; k < depth_; k += kTileTerms, columns += kTileTerms * L) {
       _tile_loadd(4, rows + k, row_bytes);
       _tile_loadd(6, columns, kPairBytes);
       _tile_loadd(7, columns + L, kPairBytes);
