@@ -59,7 +59,11 @@ def measure(
     facts |= environment.columns(device, dtype)
     runners: list[Runner] = []
     with _precision(dtype):
-        check = _LanguageModelCheck(case, device) if mode == "lm_step" else _LayerCheck(case, mode, dtype, device)
+        try:
+            check = _LanguageModelCheck(case, device) if mode == "lm_step" else _LayerCheck(case, mode, dtype, device)
+        except Exception as error:  # without a measure nobody can be checked, and so nobody is timed
+            yield from (Row(**facts, provider=provider.name, error=_text(error)) for provider in providers)
+            return
         for provider in providers:
             absent = provider.absent()
             if absent:
@@ -93,6 +97,20 @@ def _precision(dtype: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
+def _torchs_own(results: Callable[[], dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """What nn.LSTM computes with and without the fast path, less what it refuses, which its own row will tell."""
+    own = []
+    for surroundings in (contextlib.nullcontext, without_fast_path):
+        try:
+            with surroundings():
+                own.append(results())
+        except Exception as error:
+            refusal = error
+    if not own:
+        raise refusal
+    return own
+
+
 class _LayerCheck:
     """A stack of layers: outputs, last states and (where the mode makes them) gradients by the 2x rule."""
 
@@ -110,9 +128,7 @@ class _LayerCheck:
         truth = copy.deepcopy(self.module).double()
         self.truth = self._results(Contestant(truth, list(truth.parameters())), torch.float64)
         own = Contestant(self.module, list(self.module.parameters()))
-        self.own = [self._results(own, weight.dtype)]
-        with without_fast_path():
-            self.own.append(self._results(own, weight.dtype))
+        self.own = _torchs_own(lambda: self._results(own, weight.dtype))
 
     def _results(self, contestant: Contestant, dtype: torch.dtype) -> dict[str, Tensor]:
         x, h0, c0 = (tensor.to(dtype, copy=True) for tensor in (self.inputs.x, *self.inputs.hx))
@@ -164,9 +180,7 @@ class _LanguageModelCheck:
         self.tokens = torch.randint(case.V, (case.T + 1, case.N), device=device)
         truth = self._model("torch").double()
         self.truth = self._results(truth)
-        self.own = [self._results(self._model("torch"))]
-        with without_fast_path():
-            self.own.append(self._results(self._model("torch")))
+        self.own = _torchs_own(lambda: self._results(self._model("torch")))
 
     def _model(self, cell: str) -> LanguageModel:
         torch.manual_seed(0)

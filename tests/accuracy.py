@@ -1,6 +1,7 @@
 """The 2x rule: our error against a float64 reference is at most twice torch's own in the same dtype."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from fusedlstm import reference
 
 State = tuple[Tensor, Tensor]
+Result = TypeVar("Result")
 
 
 def assert_as_accurate(
@@ -37,6 +39,19 @@ def assert_as_accurate(
             f"{name}: error {worst:.1e} vs float64 reference, torch's own {baseline:.1e}, allowed {allowed:.1e};"
             f" worst at {[int(i) for i in torch.unravel_index(error.argmax(), error.shape)]}"
         )
+
+
+def unless_onednn_refuses(run: Callable[[], Result]) -> Result | None:
+    """What ``run`` returns, or None where nn.LSTM failed because oneDNN has no LSTM of the dtype for this processor.
+
+    Under autocast nn.LSTM asks oneDNN for one whatever the processor is: bfloat16 takes AVX-512, float16 AVX512-FP16.
+    """
+    try:
+        return run()
+    except RuntimeError as error:
+        if "could not create a primitive descriptor for the LSTM" not in str(error):
+            raise
+        return None
 
 
 def reference_lstm(module: nn.RNNBase, x: Tensor, hx: State, lengths: Tensor | None = None) -> tuple[Tensor, State]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import environment, limits, measure, records, roofline
+from benchmarks import environment, limits, measure, records, report, roofline
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, GPU_GRID, SETS, Case
 from benchmarks.providers import PROVIDERS, Contestant
@@ -69,6 +69,40 @@ def test_a_wrong_result_is_an_error_and_no_figure(make, error):
     assert row.error.startswith(error)
     assert row.median_us is row.ratio is row.p20_us is None
     assert all(not row.error for row in rows if row.provider != "fusedlstm")
+
+
+@pytest.mark.parametrize("mode", ["inference", "training", "lm_step"])
+def test_an_nn_lstm_that_cannot_run_is_an_error_row(mode, monkeypatch):
+    """As where a processor or a cuDNN has no kernel; torch's plain layers are then the measure."""
+    forward = nn.LSTM.forward
+
+    def only_without_onednn(self, *args):
+        if self.weight_ih_l0.dtype == torch.float32 and torch.backends.mkldnn.enabled:
+            raise RuntimeError("could not create a primitive descriptor")
+        return forward(self, *args)
+
+    monkeypatch.setattr(nn.LSTM, "forward", only_without_onednn)
+    rows = {row.provider: row for row in measure.measure(CASES["lm_200"].toy(), mode, "float32", QUICK, CPU, 0.0)}
+    refused = rows.pop("torch")
+    assert refused.error == "RuntimeError: could not create a primitive descriptor"
+    assert refused.median_us is None
+    assert set(rows) == {"fusedlstm"} | ({"torch_plain"} if mode != "lm_step" else set())
+    for row in rows.values():
+        assert not row.error
+        assert row.median_us > 0
+        assert row.ratio is None
+    assert all(text in report.tables([*rows.values(), refused]) for text in ("error", "primitive descriptor"))
+
+
+def test_without_a_measure_every_row_is_an_error(monkeypatch):
+    def refuse(self, *args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(nn.LSTM, "forward", refuse)
+    rows = list(measure.measure(CASES["lm_200"].toy(), "inference", "float32", QUICK, CPU, 0.0))
+    assert {row.provider: row.error for row in rows} == dict.fromkeys(
+        ("fusedlstm", "torch", "torch_plain"), "RuntimeError: out of memory"
+    )
 
 
 def test_a_wrong_gradient_is_an_error(monkeypatch):
