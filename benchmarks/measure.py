@@ -98,7 +98,7 @@ def _precision(dtype: str) -> Iterator[None]:
 
 
 def _torchs_own(results: Callable[[], dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """What nn.LSTM computes with and without the fast path, less what it refuses, which its own row will tell."""
+    """What nn.LSTM computes with and without the fast path: those of the two that run, at least one."""
     own = []
     for surroundings in (contextlib.nullcontext, without_fast_path):
         try:
