@@ -13,7 +13,7 @@ STABLE_TORCH_LIBRARY(fusedlstm, m) {
       " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cell, Tensor gates)");
   // What lstm_forward did not keep, from its output: no recurrence but that of the elementwise cell update.
   m.def(
-      "lstm_rebuild(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, Tensor? lengths, Tensor? resets,"
+      "lstm_recompute(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, Tensor? lengths, Tensor? resets,"
       " bool allow_tf32, Tensor y) -> (Tensor cell, Tensor gates)");
   m.def(
       "lstm_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cell,"

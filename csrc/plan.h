@@ -6,10 +6,11 @@
 #include <optional>
 #include <string>
 
+#include "sizes.h"
+
 namespace fusedlstm {
 
 enum class Type { float32, float64, float16, bfloat16 };
-enum class Pass { forward, backward };
 
 // Gates and cell states of 16-bit types are float32.
 constexpr int64_t compute_bytes(Type type) {

@@ -50,7 +50,7 @@ def lstm(
             one before, which ends at t - 1, with states of zero. True at t = 0 replaces the forward direction's
             hx; True past a row's end does nothing. Not with a PackedSequence.
         return_states: whether every state of every layer is returned too. Not with a PackedSequence.
-        recompute: whether the backward pass rebuilds the gates, by products over all steps, instead of keeping
+        recompute: whether the backward pass recomputes the gates, by products over all steps, instead of keeping
             them: less memory for more work.
 
     Returns:

@@ -30,7 +30,7 @@ class LSTM(nn.RNNBase):
         proj_size: if positive, the hidden state is projected to this size P < H.
         device: where the parameters are made.
         dtype: dtype of the parameters: float32, float64, bfloat16 or float16.
-        recompute: whether the backward pass rebuilds the gates, by products over all steps, instead of keeping
+        recompute: whether the backward pass recomputes the gates, by products over all steps, instead of keeping
             them; an attribute that may be changed at any time.
 
     Raises:

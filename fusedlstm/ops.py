@@ -49,7 +49,7 @@ def lstm_layer(
         lengths: steps of each row, int64 [N], 0 to T, on the device of ``x``; None means T for all.
         resets: where a segment begins, bool [T, N], on the device of ``x``; see :func:`fusedlstm.lstm`.
         keep_cells: whether every cell state is returned too.
-        recompute: whether the backward pass rebuilds gates and cell states instead of keeping them.
+        recompute: whether the backward pass recomputes gates and cell states instead of keeping them.
         cpu_autocast: whether autocast on a CPU is to lower this layer.
 
     Returns:
@@ -168,8 +168,8 @@ def _fake_forward(
     return *_fake_inference(x, h0, c0, weights, lengths, resets, allow_tf32), cell, gates
 
 
-@torch.library.register_fake("fusedlstm::lstm_rebuild")
-def _fake_rebuild(
+@torch.library.register_fake("fusedlstm::lstm_recompute")
+def _fake_recompute(
     x: Tensor,
     h0: Tensor,
     c0: Tensor,
@@ -262,7 +262,7 @@ def _gradients(
         return grad_x, grad_h0, grad_c0, grad_weights
     inputs = (x, h0, c0, weights, lengths, resets, ctx.allow_tf32)
     if not ctx.gates_kept:
-        cell, gates = _ops.lstm_rebuild(*inputs, y)
+        cell, gates = _ops.lstm_recompute(*inputs, y)
     need_x, need_h0, need_c0 = needed
     grad_x, grad_h0, grad_c0, grad_weights = _ops.lstm_backward(
         *grads, *inputs, y, cell, gates, need_x, need_h0, [int(need) for need in need_weights]

@@ -84,7 +84,7 @@ def operators(strategy: str = "stepwise", multiprocessors: int = 4, seed: int = 
     with torch.library._scoped_library("fusedlstm", "IMPL") as library:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Warning only once for all operators")  # overriding is the intent
-            for name in ("lstm_inference", "lstm_forward", "lstm_rebuild", "lstm_backward"):
+            for name in ("lstm_inference", "lstm_forward", "lstm_recompute", "lstm_backward"):
                 operator = getattr(torch.ops.fusedlstm, name).default
                 library.impl(name, partial(operator.redispatch, cuda), "CPU", allow_override=True)
         try:

@@ -51,7 +51,7 @@ def test_opcheck(shape, dtype, device):
     args = _arguments(device, dtype, **shape)
     torch.library.opcheck(_ops.lstm_inference.default, args)
     y, h_n, c_n, cell, gates = _forward(*args)
-    torch.library.opcheck(_ops.lstm_rebuild.default, (*args, y))
+    torch.library.opcheck(_ops.lstm_recompute.default, (*args, y))
     for need in (True, False):
         rest = (y, cell, gates, need, need, [int(need)] * len(args[3]))
         torch.library.opcheck(_ops.lstm_backward.default, (y, h_n, c_n, cell, *args, *rest))

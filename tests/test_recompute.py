@@ -81,8 +81,8 @@ def test_a_packed_sequence(device):
     grads = []
     for module.recompute in (False, True):
         grads.append(torch.autograd.grad(module(packed)[0].data.square().sum(), list(module.parameters())))
-    for kept, rebuilt in zip(*grads, strict=True):
-        torch.testing.assert_close(rebuilt, kept)
+    for kept, recomputed in zip(*grads, strict=True):
+        torch.testing.assert_close(recomputed, kept)
 
 
 def test_second_derivatives(device):

@@ -156,7 +156,7 @@ void forward_step(const ForwardArgs<T, W>& args, int64_t t, const Share<T>& shar
             Gates<Vec<T>>{load(pre), load(pre + L), load(pre + 2 * L), load(pre + 3 * L)});
         const Vec<T> c = next_cell(activated, load(c_before[r] + unit, units));
         store(args.c + t * args.c_step + row[r] * args.c_stride + unit, c, units);
-        if (!args.rebuild) {
+        if (!args.recompute) {
           T* const h = args.h ? args.h + row[r] * H : args.y + (t * N + row[r]) * args.y_stride;
           store(h + unit, hidden_state<VectorMath<T>>(activated, c), units);
         }

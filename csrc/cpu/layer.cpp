@@ -123,7 +123,7 @@ struct ForwardResult {
 // What a forward pass writes beside its outputs.
 struct Wanted {
   bool cells, gates;
-  bool rebuild;  // `y` is given, and outputs are not made
+  bool recompute;  // `y` is given, and outputs are not made
 };
 
 template <class T, class W>
@@ -161,12 +161,12 @@ void run_forward(const Work& work, const Wanted& wanted, const ForwardResult& ou
                      .gates_stride = wanted.gates ? D * G : G,
                      .keep_gates = wanted.gates,
                      .input_in_step = in_step,
-                     .rebuild = wanted.rebuild,
+                     .recompute = wanted.recompute,
                      .y = pointer<T>(out.y) + d * P,
                      .y_stride = D * P,
                      .h = layer.projected ? room + gates_room : nullptr};
     ForwardArgs<T, W>& args = directions[d];
-    if (!wanted.rebuild) {
+    if (!wanted.recompute) {
       args.h_n = pointer<T>(out.h_n) + d * N * P;
       args.c_n = pointer<T>(out.c_n) + d * N * H;
     }
@@ -218,11 +218,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
   return {out.y, out.h_n, out.c_n, out.cell, out.gates};
 }
 
-std::tuple<Tensor, Tensor> lstm_rebuild(const Tensor& x, const Tensor& h0, const Tensor& c0,
-                                        const std::vector<Tensor>& weights,
-                                        const std::optional<Tensor>& lengths,
-                                        const std::optional<Tensor>& resets, bool /*allow_tf32*/,
-                                        const Tensor& y) {
+std::tuple<Tensor, Tensor> lstm_recompute(const Tensor& x, const Tensor& h0, const Tensor& c0,
+                                          const std::vector<Tensor>& weights,
+                                          const std::optional<Tensor>& lengths,
+                                          const std::optional<Tensor>& resets, bool /*allow_tf32*/,
+                                          const Tensor& y) {
   const Work work({x, h0, c0, weights, lengths, resets}, Pass::forward);
   check_outputs(work.layer, y);
   const int64_t D = work.layer.directions, H = work.layer.hidden;
@@ -330,7 +330,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
 STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CPU, m) {
   m.impl("lstm_inference", TORCH_BOX(&lstm_inference));
   m.impl("lstm_forward", TORCH_BOX(&lstm_forward));
-  m.impl("lstm_rebuild", TORCH_BOX(&lstm_rebuild));
+  m.impl("lstm_recompute", TORCH_BOX(&lstm_recompute));
   m.impl("lstm_backward", TORCH_BOX(&lstm_backward));
 }
 

@@ -104,7 +104,7 @@ void forward_direction(const Kernel<T, W>& k, const ForwardArgs<T, W>& args, con
       for (const Share<T>& part : inputs) k.input_gates(args, chunk, part);
     }
     for (const Share<T>& part : steps) k.forward_step(args, t, part);
-    if (args.rebuild) continue;  // y is known, and cells are each thread's own
+    if (args.recompute) continue;  // y is known, and cells are each thread's own
     if (args.weight_hr) {
       barriers.meet_columns(member);
       for (const Share<T>& part : projections) k.project(args, t, part);
@@ -370,7 +370,7 @@ void forward(const ForwardArgs<T, W>* directions, int64_t count, T* room, const 
       forward_direction(k, directions[d], member, room + index * k.room(directions[d].size), barriers);
   });
   for (int64_t d = 0; d < count; ++d)
-    if (!directions[d].rebuild) last_states(directions[d]);
+    if (!directions[d].recompute) last_states(directions[d]);
 }
 
 template <class T>

@@ -54,15 +54,15 @@ struct ForwardArgs {
   int64_t gates_stride;  //          row stride
   bool keep_gates;
   bool input_in_step;  // the input's share of the gates is formed with a step, not for a chunk of them before
-  bool rebuild;        // y is given and not written: gates and cells alone are wanted
+  bool recompute;      // y is given and not written: gates and cells alone are wanted
   T* y;                // [T, N, P]  written for the active rows of a step
   int64_t y_stride;    //            row stride
   T* c;                // [T, N, H]  written; [N, H], overwritten step by step, when c_step is 0
   int64_t c_stride;    //            row stride
   int64_t c_step;      //            elements from a step to the next
   T* h;                // [N, H]     room for one step's state before its projection; null without one
-  T* h_n;              // [N, P]     written: the state after each row's last step; null with rebuild
-  T* c_n;              // [N, H]     written; may be `c` when c_step is 0; null with rebuild
+  T* h_n;              // [N, P]     written: the state after each row's last step; null with recompute
+  T* c_n;              // [N, H]     written; may be `c` when c_step is 0; null with recompute
 };
 
 template <class T>

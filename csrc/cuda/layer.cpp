@@ -78,10 +78,10 @@ Tensor states_before(const Work& work, const Tensor& y) {
   return before;
 }
 
-std::tuple<Tensor, Tensor> lstm_rebuild(const Tensor& x, const Tensor& h0, const Tensor& c0,
-                                        const std::vector<Tensor>& weights,
-                                        const std::optional<Tensor>& lengths,
-                                        const std::optional<Tensor>& resets, bool tf32, const Tensor& y) {
+std::tuple<Tensor, Tensor> lstm_recompute(const Tensor& x, const Tensor& h0, const Tensor& c0,
+                                          const std::vector<Tensor>& weights,
+                                          const std::optional<Tensor>& lengths,
+                                          const std::optional<Tensor>& resets, bool tf32, const Tensor& y) {
   const Work work({x, h0, c0, weights, lengths, resets}, tf32, Pass::backward);
   const Layer& layer = work.layer;
   check_outputs(layer, y);
@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor> lstm_rebuild(const Tensor& x, const Tensor& h0, const
   args.gates = gates.data_ptr();
   args.cell = cell.data_ptr();
   args.c = c.data_ptr();
-  rebuild_cells(args, work.type(), work.plan.stepwise, work.stream());
+  recompute_cells(args, work.type(), work.plan.stepwise, work.stream());
   return {cell, gates};
 }
 
@@ -259,7 +259,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
 STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CUDA, m) {
   m.impl("lstm_inference", TORCH_BOX(&lstm_inference));
   m.impl("lstm_forward", TORCH_BOX(&lstm_forward));
-  m.impl("lstm_rebuild", TORCH_BOX(&lstm_rebuild));
+  m.impl("lstm_recompute", TORCH_BOX(&lstm_recompute));
   m.impl("lstm_backward", TORCH_BOX(&lstm_backward));
 }
 

@@ -54,7 +54,7 @@ void backward_cells(const BackwardArgs& args, int64_t step, Type io, const Stepw
 
 // What forward_cells kept, of all steps in one launch: `gates` holds the products of the input and of the
 // states before each step, `recurrent`, `y`, `h` and `unprojected` are null.
-void rebuild_cells(const ForwardArgs& args, Type io, const Stepwise& plan, Stream stream);
+void recompute_cells(const ForwardArgs& args, Type io, const Stepwise& plan, Stream stream);
 
 // before [D, T, N, P] io: the state from which each step started; zero past a row's length.
 void states_before(const Sizes& size, const void* h0, const void* y, void* before, Type io, Stream stream);

@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
 // A thread takes its units through all steps; one launch has time for twice the registers of a step's
 // kernels.
 template <class IO, int kUnits>
-__global__ void __launch_bounds__(kMaxThreads, 2) lstm_rebuild_kernel(const ForwardArgs args) {
+__global__ void __launch_bounds__(kMaxThreads, 2) lstm_recompute_kernel(const ForwardArgs args) {
   using C = typename Compute<IO>::type;
   const Sizes& size = args.size;
   const int64_t H = size.hidden;
@@ -139,10 +139,11 @@ void forward_cells(const ForwardArgs& args, int64_t step, Type io, const Stepwis
   });
 }
 
-void rebuild_cells(const ForwardArgs& args, Type io, const Stepwise& plan, Stream stream) {
+void recompute_cells(const ForwardArgs& args, Type io, const Stepwise& plan, Stream stream) {
   with_units(io, plan.units, [&]<class IO, int kUnits>() {
     const int64_t items = args.size.directions * args.size.batch * (args.size.hidden / kUnits);
-    launch("rebuild_cells", &lstm_rebuild_kernel<IO, kUnits>, launch_for(items, plan.threads, stream), args);
+    launch("recompute_cells", &lstm_recompute_kernel<IO, kUnits>, launch_for(items, plan.threads, stream),
+           args);
   });
 }
 
