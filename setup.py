@@ -31,8 +31,9 @@ CPU_SOURCES = [
 ]
 CUDA_SOURCES = [
     "csrc/cuda/layer.cpp",
-    "csrc/cuda/work.cpp",
-    "csrc/cuda/recurrence.cpp",
+    "csrc/cuda/layer_call.cpp",
+    "csrc/cuda/forward.cpp",
+    "csrc/cuda/backward.cpp",
     "csrc/cuda/context.cpp",
     "csrc/cuda/persistent_backward.cu",
     "csrc/cuda/persistent_forward.cu",

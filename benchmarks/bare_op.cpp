@@ -1,7 +1,7 @@
 // An operator with the arguments and results of lstm_inference that computes nothing: what a call costs by itself.
 #include <tuple>
 
-#include "../csrc/tensors.h"
+#include "../csrc/stable.h"
 
 namespace {
 

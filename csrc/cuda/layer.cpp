@@ -1,7 +1,6 @@
-// One layer on a GPU: the operators, the tensors, and the matrix products over all steps before and after the
+// One layer on a GPU: tensors in, tensors out, and the matrix products over all steps before and after the
 // recurrence.
-#include <tuple>
-
+#include "../operators.h"
 #include "recurrence.h"
 #include "stepwise.h"
 
@@ -10,257 +9,209 @@ namespace {
 
 using torch::stable::clone;
 using torch::stable::new_zeros;
-using torch::stable::zero_;
 
-// [T, N, D*4H]: the input's share of the gates, without biases.
-Tensor input_gates(const Work& work) {
-  const Layer& layer = work.layer;
-  const int64_t rows = layer.steps * layer.batch, I = layer.input, G = layer.directions * 4 * layer.hidden;
-  const Tensor gates = work.new_compute({layer.steps, layer.batch, G});
-  const Tensor weight_ih = stack(layer.of_each_direction(&Layer::weight_ih));
-  work.context.multiply({.m = rows,
-                         .n = G,
+// [T, N, D*4H] compute: the input's share of the gates, without biases.
+Tensor input_gates(const LayerCall& call) {
+  const auto& [T, N, I, H, P, D] = call.layer.size;
+  const Tensor gates = call.new_compute({T, N, D * 4 * H});
+  const Tensor weight_ih = call.stacked(&Layer::weight_ih);
+  call.context.multiply({.m = T * N,
+                         .n = D * 4 * H,
                          .k = I,
-                         .a = {.data = work.in.x.data_ptr(), .stride = I},
+                         .a = {.data = call.layer.x.data_ptr(), .stride = I},
                          .b = {.data = weight_ih.data_ptr(), .stride = I, .transposed = true},
                          .c = gates.data_ptr(),
-                         .c_stride = G,
+                         .c_stride = D * 4 * H,
                          .wide = true});
   return gates;
 }
 
-ForwardResult run_forward(const Work& work, bool keep_cells, bool keep_gates) {
-  const Layer& layer = work.layer;
-  const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
-  ForwardResult out;
-  out.y = work.new_io({T, N, D * P});
-  out.cell = keep_cells ? work.new_compute({T, N, D * H}) : work.new_compute({0});
-  if (work.empty()) {
-    out.gates = keep_gates ? work.new_compute({T, N, D * 4 * H}) : work.new_compute({0});
-    out.h_n = clone(work.in.h0);
-    out.c_n = clone(work.in.c0);
-    return out;
-  }
-
-  out.gates = input_gates(work);
-  const Tensor weight_hh = stack(layer.of_each_direction(&Layer::weight_hh));
-  run_recurrence(work, weight_hh, out, keep_gates);
-  if (!keep_gates) out.gates = work.new_compute({0});
-  return out;
-}
-
-std::tuple<Tensor, Tensor, Tensor> lstm_inference(const Tensor& x, const Tensor& h0, const Tensor& c0,
-                                                  const std::vector<Tensor>& weights,
-                                                  const std::optional<Tensor>& lengths,
-                                                  const std::optional<Tensor>& resets, bool tf32) {
-  const ForwardResult out =
-      run_forward(Work({x, h0, c0, weights, lengths, resets}, tf32, Pass::forward), false, false);
-  return {out.y, out.h_n, out.c_n};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(const Tensor& x, const Tensor& h0,
-                                                                const Tensor& c0,
-                                                                const std::vector<Tensor>& weights,
-                                                                const std::optional<Tensor>& lengths,
-                                                                const std::optional<Tensor>& resets,
-                                                                bool tf32, bool keep_cells, bool keep_gates) {
-  const Work work({x, h0, c0, weights, lengths, resets}, tf32, Pass::forward);
-  const ForwardResult out = run_forward(work, keep_cells, keep_gates);
-  return {out.y, out.h_n, out.c_n, out.cell, out.gates};
-}
-
 // [D, T, N, P]: the state from which each step started.
-Tensor states_before(const Work& work, const Tensor& y) {
-  const Layer& layer = work.layer;
-  const Tensor before = work.new_io({layer.directions, layer.steps, layer.batch, layer.outputs});
-  states_before(work.size, work.in.h0.data_ptr(), y.data_ptr(), before.data_ptr(), work.type(),
-                work.stream());
+Tensor states_before(const LayerCall& call, const Tensor& y) {
+  const auto& [T, N, I, H, P, D] = call.layer.size;
+  const Tensor before = call.new_io({D, T, N, P});
+  states_before(call.kernel_sizes, call.layer.h0.data_ptr(), y.data_ptr(), before.data_ptr(), call.type(),
+                call.stream());
   return before;
 }
 
-std::tuple<Tensor, Tensor> lstm_recompute(const Tensor& x, const Tensor& h0, const Tensor& c0,
-                                          const std::vector<Tensor>& weights,
-                                          const std::optional<Tensor>& lengths,
-                                          const std::optional<Tensor>& resets, bool tf32, const Tensor& y) {
-  const Work work({x, h0, c0, weights, lengths, resets}, tf32, Pass::backward);
-  const Layer& layer = work.layer;
-  check_outputs(layer, y);
-  const int64_t T = layer.steps, N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions;
-  const Tensor cell = work.new_compute({T, N, D * H});
-  if (work.empty()) return {cell, work.new_compute({T, N, D * 4 * H})};
-
-  const Tensor gates = input_gates(work), before = states_before(work, prepare(y, work.io));
-  const Tensor weight_hh = stack(layer.of_each_direction(&Layer::weight_hh));
-  work.context.multiply(
-      {.m = T * N,
-       .n = 4 * H,
-       .k = P,
-       .a = {.data = before.data_ptr(), .stride = P, .next = T * N * P},
-       .b = {.data = weight_hh.data_ptr(), .stride = P, .transposed = true, .next = 4 * H * P},
-       .c = gates.data_ptr(),
-       .c_stride = D * 4 * H,
-       .c_next = 4 * H,
-       .wide = true,
-       .accumulate = true,
+// [D, N, P]: the product of the first steps' gates and W_hh. The last state of a row without steps is h0.
+Tensor gradient_of_h0(const LayerCall& call, const RecurrenceGradients& recurrence, const Tensor& weight_hh,
+                      const std::optional<Tensor>& grad_h_n) {
+  const auto& [T, N, I, H, P, D] = call.layer.size;
+  const Tensor grad_h0 = call.new_io({D, N, P});
+  const bool handed_through = call.layer.lengths && grad_h_n;
+  if (handed_through)
+    seed_grad_h0(call.kernel_sizes, grad_h_n->data_ptr(), grad_h0.data_ptr(), call.type(), call.stream());
+  call.context.multiply(
+      {.m = N,
+       .n = P,
+       .k = 4 * H,
+       .a = {.data = recurrence.first_gates.data_ptr(), .stride = 4 * H, .next = N * 4 * H},
+       .b = {.data = weight_hh.data_ptr(), .stride = P, .next = 4 * H * P},
+       .c = grad_h0.data_ptr(),
+       .c_stride = P,
+       .c_next = N * P,
+       .accumulate = handed_through,
        .batch = D});
-  const std::optional<Tensor> bias = bias_sum(work);
-  const Tensor c = converted(work.in.c0, work.compute, work);
-  ForwardArgs args{};
-  args.size = work.size;
-  args.bias = pointer<void>(bias);
-  args.gates = gates.data_ptr();
-  args.cell = cell.data_ptr();
-  args.c = c.data_ptr();
-  recompute_cells(args, work.type(), work.plan.stepwise, work.stream());
-  return {cell, gates};
+  return grad_h0;
 }
 
-struct BackwardResult {
-  Tensor grad_x, grad_h0, grad_c0;
-  std::vector<Tensor> grad_weights;
-};
+// [T, N, I]
+Tensor gradient_of_x(const LayerCall& call, const Tensor& grad_gates) {
+  const auto& [T, N, I, H, P, D] = call.layer.size;
+  const Tensor weight_ih = call.stacked(&Layer::weight_ih), grad_x = call.new_io({T, N, I});
+  call.context.multiply({.m = T * N,
+                         .n = I,
+                         .k = D * 4 * H,
+                         .a = {.data = grad_gates.data_ptr(), .stride = D * 4 * H},
+                         .b = {.data = weight_ih.data_ptr(), .stride = I},
+                         .c = grad_x.data_ptr(),
+                         .c_stride = I});
+  return grad_x;
+}
+
+// [m, n]: transpose of `a`, [T*N, m], times b, [T*N, n].
+Tensor sum_over_steps(const LayerCall& call, int64_t m, int64_t n, const Matrix& a, const void* b) {
+  const Tensor gradient = call.new_io({m, n});
+  call.context.multiply({.m = m,
+                         .n = n,
+                         .k = call.layer.size.steps * call.layer.size.batch,
+                         .a = a,
+                         .b = {.data = b, .stride = n},
+                         .c = gradient.data_ptr(),
+                         .c_stride = n});
+  return gradient;
+}
 
 // [4H] io
-Tensor bias_gradient(const Work& work, const Gradients& grads, int64_t d) {
-  const Layer& layer = work.layer;
-  const int64_t gates = 4 * layer.hidden;
+Tensor gradient_of_bias(const LayerCall& call, const RecurrenceGradients& recurrence, int64_t d) {
+  const auto& [T, N, I, H, P, D] = call.layer.size;
   const std::vector<int64_t> rows{0};
-  if (grads.bias) {
-    const Tensor sum = torch::stable::sum(torch::stable::select(*grads.bias, 0, d), rows);
-    return sum.scalar_type() == work.io ? sum : torch::stable::to(sum, work.io);
+  if (recurrence.bias) {
+    const Tensor sum = torch::stable::sum(torch::stable::select(*recurrence.bias, 0, d), rows);
+    return sum.scalar_type() == call.io ? sum : torch::stable::to(sum, call.io);
   }
-  const Tensor all = torch::stable::view(grads.gates, {layer.steps * layer.batch, layer.directions * gates});
-  return torch::stable::sum(slice(all, 1, d * gates, gates), rows);
+  Tensor all = torch::stable::view(recurrence.gates, {T * N, D * 4 * H});
+  return torch::stable::sum(torch::stable::narrow(all, 1, d * 4 * H, 4 * H), rows);
 }
 
-BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved& saved, bool need_x,
-                            bool need_h0, const std::vector<int64_t>& need_weights) {
-  const Layer& layer = work.layer;
-  const int64_t T = layer.steps, N = layer.batch, I = layer.input, H = layer.hidden, P = layer.outputs,
-                D = layer.directions;
-  // What is not needed is returned empty; each a tensor of its own, as outputs of an operator must be.
-  BackwardResult out{work.new_io({0}), work.new_io({0}), {}, {}};
-  for (size_t i = 0; i < layer.weights.size(); ++i) out.grad_weights.push_back(work.new_io({0}));
-  if (work.empty()) {
-    if (need_x) out.grad_x = work.new_io({T, N, I});
-    if (need_h0) out.grad_h0 = grad.h_n ? clone(*grad.h_n) : new_zeros(work.in.x, {D, N, P});
-    for (size_t i = 0; i < layer.weights.size(); ++i) {
-      const Tensor& weight = layer.weights[i];
-      if (!need_weights[i]) continue;
-      out.grad_weights[i] = torch::stable::empty_like(weight);
-      zero_(out.grad_weights[i]);
+// Replaces what is needed of out.weights.
+void gradients_of_weights(const LayerCall& call, const RecurrenceGradients& recurrence, const Tensor& y,
+                          const std::vector<int64_t>& needed, InputGradients& out) {
+  const auto& [T, N, I, H, P, D] = call.layer.size;
+  const auto need = [&](int64_t i) { return i >= 0 && needed[i]; };
+  std::optional<Tensor> before;  // of all directions, made for the first that needs it
+  for (int64_t d = 0; d < D; ++d) {
+    const Layer::Positions at = call.layer.positions(d);
+    const Matrix gates{
+        .data = call.at(recurrence.gates, d * 4 * H), .stride = D * 4 * H, .transposed = true};
+    if (need(at.ih)) out.weights[at.ih] = sum_over_steps(call, 4 * H, I, gates, call.layer.x.data_ptr());
+    if (need(at.hh)) {
+      if (!before) before = states_before(call, y);
+      out.weights[at.hh] = sum_over_steps(call, 4 * H, P, gates, call.at(*before, d * T * N * P));
     }
-    out.grad_c0 = grad.c_n ? clone(*grad.c_n) : new_zeros(work.in.x, {D, N, H});
+    if (need(at.bias_ih) || need(at.bias_hh)) {
+      const Tensor sum = gradient_of_bias(call, recurrence, d);
+      if (need(at.bias_ih)) out.weights[at.bias_ih] = sum;
+      if (need(at.bias_hh)) out.weights[at.bias_hh] = need(at.bias_ih) ? clone(sum) : sum;
+    }
+    if (need(at.hr))
+      out.weights[at.hr] = sum_over_steps(
+          call, P, H,
+          {.data = call.at(*recurrence.projected, d * T * N * P), .stride = P, .transposed = true},
+          call.at(*recurrence.unprojected, d * T * N * H));
+  }
+}
+
+// Gradients of a call without steps or without rows.
+void backward_of_nothing(const LayerCall& call, const OutputGradients& grads, const NeededGradients& needed,
+                         InputGradients& out) {
+  const auto zeros_like = [](const Tensor& tensor) { return new_zeros(tensor, tensor.sizes()); };
+  if (needed.x) out.x = zeros_like(call.layer.x);
+  if (needed.h0) out.h0 = grads.h_n ? clone(*grads.h_n) : zeros_like(call.layer.h0);
+  out.c0 = grads.c_n ? clone(*grads.c_n) : zeros_like(call.layer.c0);
+  for (size_t i = 0; i < out.weights.size(); ++i)
+    if (needed.weights[i]) out.weights[i] = zeros_like(call.layer.weights[i]);
+}
+
+struct Backend {
+  static ForwardResults forward(const LayerInputs& in, const Keep& keep) {
+    const LayerCall call(in, Pass::forward);
+    const auto& [T, N, I, H, P, D] = call.layer.size;
+    ForwardResults out;
+    out.y = call.new_io({T, N, D * P});
+    if (keep.cells) out.cells = call.new_compute({T, N, D * H});
+    if (call.empty()) {
+      if (keep.gates) out.gates = call.new_compute({T, N, D * 4 * H});
+      out.h_n = clone(call.layer.h0);
+      out.c_n = clone(call.layer.c0);
+      return out;
+    }
+    const Tensor gates = input_gates(call);
+    run_forward_steps(call, call.stacked(&Layer::weight_hh), gates, keep.gates, out);
+    if (keep.gates) out.gates = gates;
     return out;
   }
 
-  const Tensor weight_hh = stack(layer.of_each_direction(&Layer::weight_hh));
-  Gradients grads{.gates = work.new_io({T, N, D * 4 * H}),
-                  .first_gates = {},
-                  .c0 = {},
-                  .bias = {},
-                  .projected = {},
-                  .unprojected = {}};
-  run_recurrence_backward(work, grad, saved, weight_hh, grads);
-  out.grad_c0 = grads.c0;
+  static RecomputedTensors recompute(const LayerInputs& in, const Tensor& y) {
+    const LayerCall call(in, Pass::backward);
+    const auto& [T, N, I, H, P, D] = call.layer.size;
+    const Tensor cells = call.new_compute({T, N, D * H});
+    if (call.empty()) return {cells, call.new_compute({T, N, D * 4 * H})};
 
-  if (need_h0) {
-    out.grad_h0 = work.new_io({D, N, P});
-    const bool handed_through = work.in.lengths && grad.h_n;
-    if (handed_through)
-      seed_grad_h0(work.size, grad.h_n->data_ptr(), out.grad_h0.data_ptr(), work.type(), work.stream());
-    work.context.multiply({.m = N,
-                           .n = P,
-                           .k = 4 * H,
-                           .a = {.data = grads.first_gates.data_ptr(), .stride = 4 * H, .next = N * 4 * H},
-                           .b = {.data = weight_hh.data_ptr(), .stride = P, .next = 4 * H * P},
-                           .c = out.grad_h0.data_ptr(),
-                           .c_stride = P,
-                           .c_next = N * P,
-                           .accumulate = handed_through,
-                           .batch = D});
+    const Tensor gates = input_gates(call), before = states_before(call, prepare(y, call.io));
+    const Tensor weight_hh = call.stacked(&Layer::weight_hh);
+    call.context.multiply(
+        {.m = T * N,
+         .n = 4 * H,
+         .k = P,
+         .a = {.data = before.data_ptr(), .stride = P, .next = T * N * P},
+         .b = {.data = weight_hh.data_ptr(), .stride = P, .transposed = true, .next = 4 * H * P},
+         .c = gates.data_ptr(),
+         .c_stride = D * 4 * H,
+         .c_next = 4 * H,
+         .wide = true,
+         .accumulate = true,
+         .batch = D});
+    const std::optional<Tensor> bias = call.bias_sum();
+    const Tensor c_t = call.converted(call.layer.c0, call.compute);
+    ForwardArgs args{};
+    args.size = call.kernel_sizes;
+    args.bias = pointer<void>(bias);
+    args.gates = gates.data_ptr();
+    args.cell = cells.data_ptr();
+    args.c = c_t.data_ptr();
+    recompute_cells(args, call.type(), call.plan.stepwise, call.stream());
+    return {cells, gates};
   }
-  if (need_x) {
-    const Tensor weight_ih = stack(layer.of_each_direction(&Layer::weight_ih));
-    out.grad_x = work.new_io({T, N, I});
-    work.context.multiply({.m = T * N,
-                           .n = I,
-                           .k = D * 4 * H,
-                           .a = {.data = grads.gates.data_ptr(), .stride = D * 4 * H},
-                           .b = {.data = weight_ih.data_ptr(), .stride = I},
-                           .c = out.grad_x.data_ptr(),
-                           .c_stride = I});
-  }
-  std::optional<Tensor> before;  // of all directions, made for the first that needs it
-  for (int64_t d = 0; d < D; ++d) {
-    const int64_t at = layer.first_weight(d);
-    const Matrix of_direction{
-        .data = work.at(grads.gates, d * 4 * H), .stride = D * 4 * H, .transposed = true};
-    if (need_weights[at]) {
-      out.grad_weights[at] = work.new_io({4 * H, I});
-      work.context.multiply({.m = 4 * H,
-                             .n = I,
-                             .k = T * N,
-                             .a = of_direction,
-                             .b = {.data = work.in.x.data_ptr(), .stride = I},
-                             .c = out.grad_weights[at].data_ptr(),
-                             .c_stride = I});
-    }
-    if (need_weights[at + 1]) {
-      if (!before) before = states_before(work, saved.y);
-      out.grad_weights[at + 1] = work.new_io({4 * H, P});
-      work.context.multiply({.m = 4 * H,
-                             .n = P,
-                             .k = T * N,
-                             .a = of_direction,
-                             .b = {.data = work.at(*before, d * T * N * P), .stride = P},
-                             .c = out.grad_weights[at + 1].data_ptr(),
-                             .c_stride = P});
-    }
-    if (layer.biased && (need_weights[at + 2] || need_weights[at + 3])) {
-      const Tensor sum = bias_gradient(work, grads, d);
-      if (need_weights[at + 2]) out.grad_weights[at + 2] = sum;
-      if (need_weights[at + 3]) out.grad_weights[at + 3] = need_weights[at + 2] ? clone(sum) : sum;
-    }
-    const int64_t hr = at + layer.weights_per_direction() - 1;
-    if (layer.projected && need_weights[hr]) {
-      out.grad_weights[hr] = work.new_io({P, H});
-      work.context.multiply(
-          {.m = P,
-           .n = H,
-           .k = T * N,
-           .a = {.data = work.at(*grads.projected, d * T * N * P), .stride = P, .transposed = true},
-           .b = {.data = work.at(*grads.unprojected, d * T * N * H), .stride = H},
-           .c = out.grad_weights[hr].data_ptr(),
-           .c_stride = H});
-    }
-  }
-  return out;
-}
 
-std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
-    const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_h_n,
-    const std::optional<Tensor>& grad_c_n, const std::optional<Tensor>& grad_cell, const Tensor& x,
-    const Tensor& h0, const Tensor& c0, const std::vector<Tensor>& weights,
-    const std::optional<Tensor>& lengths, const std::optional<Tensor>& resets, bool tf32, const Tensor& y,
-    const Tensor& cell, const Tensor& gates, bool need_x, bool need_h0,
-    const std::vector<int64_t>& need_weights) {
-  const Work work({x, h0, c0, weights, lengths, resets}, tf32, Pass::backward);
-  check_backward(work.layer, {grad_y, grad_h_n, grad_c_n, grad_cell}, {y, cell, gates}, need_weights);
-  const Incoming grad{prepare(grad_y, work.io), prepare(grad_h_n, work.io), prepare(grad_c_n, work.io),
-                      prepare(grad_cell, work.compute)};
-  const Saved saved{prepare(y, work.io), prepare(cell, work.compute), prepare(gates, work.compute)};
-  const BackwardResult out = run_backward(work, grad, saved, need_x, need_h0, need_weights);
-  return {out.grad_x, out.grad_h0, out.grad_c0, out.grad_weights};
-}
+  static InputGradients backward(const LayerInputs& in, const OutputGradients& given_grads,
+                                 const SavedForBackward& given_saved, const NeededGradients& needed) {
+    const LayerCall call(in, Pass::backward);
+    const OutputGradients grads = prepare(given_grads, call.io, call.compute);
+    const SavedForBackward saved = prepare(given_saved, call.io, call.compute);
+    // What is not needed is returned empty; each a tensor of its own, as outputs of an operator must be.
+    InputGradients out{call.new_io({0}), call.new_io({0}), {}, {}};
+    for (size_t i = 0; i < call.layer.weights.size(); ++i) out.weights.push_back(call.new_io({0}));
+    if (call.empty()) {
+      backward_of_nothing(call, grads, needed, out);
+      return out;
+    }
+    const Tensor weight_hh = call.stacked(&Layer::weight_hh);
+    const RecurrenceGradients recurrence = run_backward_steps(call, grads, saved, weight_hh);
+    out.c0 = recurrence.c0;
+    if (needed.h0) out.h0 = gradient_of_h0(call, recurrence, weight_hh, grads.h_n);
+    if (needed.x) out.x = gradient_of_x(call, recurrence.gates);
+    gradients_of_weights(call, recurrence, saved.y, needed.weights, out);
+    return out;
+  }
+};
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fusedlstm, CUDA, m) {
-  m.impl("lstm_inference", TORCH_BOX(&lstm_inference));
-  m.impl("lstm_forward", TORCH_BOX(&lstm_forward));
-  m.impl("lstm_recompute", TORCH_BOX(&lstm_recompute));
-  m.impl("lstm_backward", TORCH_BOX(&lstm_backward));
+  register_operators<Backend>(m);
 }
 
 }  // namespace fusedlstm::cuda

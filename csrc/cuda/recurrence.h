@@ -2,29 +2,25 @@
 // it, else a loop over steps.
 #pragma once
 
-#include "work.h"
+#include "layer_call.h"
 
 namespace fusedlstm::cuda {
 
-struct ForwardResult {
-  Tensor y, h_n, c_n, cell, gates;
-};
+// Runs all steps. `gates` [T, N, D*4H] compute holds the input's share of the gates, and afterwards the
+// activated gates if they are kept; y and, if kept, the cells in `out` are written, h_n and c_n are made.
+void run_forward_steps(const LayerCall& call, const Tensor& weight_hh, const Tensor& gates, bool keep_gates,
+                       ForwardResults& out);
 
-// Runs all steps: `gates` holds the input's share; what `out` has room for is written, h_n and c_n are made.
-void run_recurrence(const Work& work, const Tensor& weight_hh, ForwardResult& out, bool keep_gates);
-
-// What the recurrence leaves for the products over all of them.
-struct Gradients {
+// What the backward recurrence leaves to the products over all steps.
+struct RecurrenceGradients {
   Tensor gates;                // [T, N, D*4H]
-  Tensor first_gates;          // [D, N, 4H]    of each row's first step; zero where h0 does not reach it
+  Tensor first_gates;          // [D, N, 4H]  of each row's first step; zero where h0 does not reach it
   Tensor c0;                   // [D, N, H]
-  std::optional<Tensor> bias;  // [D, groups, 4H] compute, where the launch has summed them up
-  std::optional<Tensor> projected,
-      unprojected;  // [D, T, N, P] gradient and [D, T, N, H] value, in order of steps
+  std::optional<Tensor> bias;  // [D, groups, 4H] compute   where the persistent launch has summed them
+  // With a projection, in order of steps: the gradient of the projected states and the states before it.
+  std::optional<Tensor> projected, unprojected;  // [D, T, N, P], [D, T, N, H]
 };
-
-// The same backward: `out` comes with memory for gates, the others are made.
-void run_recurrence_backward(const Work& work, const Incoming& grad, const Saved& saved,
-                             const Tensor& weight_hh, Gradients& out);
+RecurrenceGradients run_backward_steps(const LayerCall& call, const OutputGradients& grads,
+                                       const SavedForBackward& saved, const Tensor& weight_hh);
 
 }  // namespace fusedlstm::cuda

@@ -1,0 +1,113 @@
+// The recurrence backward: one persistent launch, or a loop over steps.
+#include "persistent.h"
+#include "recurrence.h"
+#include "stepwise.h"
+
+namespace fusedlstm::cuda {
+namespace {
+
+using torch::stable::new_zeros;
+
+// Whether the device has taken the launch.
+bool launch_persistent(const LayerCall& call, const OutputGradients& grads, const SavedForBackward& saved,
+                       const Tensor& weight_hh, RecurrenceGradients& out) {
+  const auto& [T, N, I, H, P, D] = call.layer.size;
+  const PersistentMemory memory(call, Pass::backward, weight_hh);
+  const Tensor bias = call.new_compute({D, call.plan.persistent->groups, 4 * H});
+  out.c0 = call.new_io({D, N, H});
+  out.first_gates = call.new_io({D, N, 4 * H});
+  const bool launched = backward_persistent({.size = call.kernel_sizes,
+                                             .plan = *call.plan.persistent,
+                                             .exchange = memory.exchange,
+                                             .weights = memory.weights.data_ptr(),
+                                             .gates = saved.gates.data_ptr(),
+                                             .cell = saved.cells.data_ptr(),
+                                             .c0 = call.layer.c0.data_ptr(),
+                                             .grad_cell = pointer<void>(grads.cells),
+                                             .grad_y = pointer<void>(grads.y),
+                                             .grad_h_n = pointer<void>(grads.h_n),
+                                             .grad_c_n = pointer<void>(grads.c_n),
+                                             .grad_c0 = out.c0.data_ptr(),
+                                             .grad_gates = out.gates.data_ptr(),
+                                             .grad_bias = pointer<float>(bias),
+                                             .first_gates = out.first_gates.data_ptr()},
+                                            call.type(), call.stream());
+  if (launched) out.bias = bias;
+  return launched;
+}
+
+void run_stepwise(const LayerCall& call, const OutputGradients& grads, const SavedForBackward& saved,
+                  const Tensor& weight_hh, RecurrenceGradients& out) {
+  const Layer& layer = call.layer;
+  const auto& [T, N, I, H, P, D] = layer.size;
+  const Tensor grad_c =
+      grads.c_n ? call.converted(*grads.c_n, call.compute) : new_zeros(layer.x, {D, N, H}, call.compute);
+  out.first_gates = new_zeros(layer.x, {D, N, 4 * H});
+  const Tensor grad_h = call.new_compute({D, N, H});
+  std::optional<Tensor> weight_hr;
+  if (layer.projected) {
+    weight_hr = call.stacked(&Layer::weight_hr);
+    out.projected = call.new_io({D, T, N, P});
+    out.unprojected = call.new_io({D, T, N, H});
+    seed_projected(call.kernel_sizes, pointer<void>(grads.y), pointer<void>(grads.h_n),
+                   out.projected->data_ptr(), call.type(), call.stream());
+  }
+  BackwardArgs args{.size = call.kernel_sizes,
+                    .gates = saved.gates.data_ptr(),
+                    .cell = saved.cells.data_ptr(),
+                    .c0 = call.layer.c0.data_ptr(),
+                    .grad_cell = pointer<void>(grads.cells),
+                    .grad_y = layer.projected ? nullptr : pointer<void>(grads.y),
+                    .grad_h_n = layer.projected ? nullptr : pointer<void>(grads.h_n),
+                    .grad_h = nullptr,
+                    .grad_c = grad_c.data_ptr(),
+                    .grad_gates = out.gates.data_ptr(),
+                    .grad_gates_step = out.first_gates.data_ptr(),
+                    .unprojected = pointer<void>(out.unprojected)};
+  // Adds to what the outputs alone give with a projection.
+  Product gates_to_hidden{.m = N,
+                          .n = P,
+                          .k = 4 * H,
+                          .a = {.data = args.grad_gates_step, .stride = 4 * H, .next = N * 4 * H},
+                          .b = {.data = weight_hh.data_ptr(), .stride = P, .next = 4 * H * P},
+                          .c = grad_h.data_ptr(),
+                          .c_stride = P,
+                          .c_next = layer.projected ? T * N * P : N * P,
+                          .wide = !layer.projected,
+                          .accumulate = layer.projected,
+                          .batch = D};
+  for (int64_t step = T - 1; step >= 0; --step) {
+    void* const projected = layer.projected ? call.at(*out.projected, step * N * P) : nullptr;
+    if (layer.projected) gates_to_hidden.c = projected;
+    const bool follows = step < T - 1;  // nothing comes from behind the last step
+    if (follows) call.context.multiply(gates_to_hidden);
+    if (layer.projected)
+      call.context.multiply({.m = N,
+                             .n = H,
+                             .k = P,
+                             .a = {.data = projected, .stride = P, .next = T * N * P},
+                             .b = {.data = weight_hr->data_ptr(), .stride = H, .next = P * H},
+                             .c = grad_h.data_ptr(),
+                             .c_stride = H,
+                             .c_next = N * H,
+                             .wide = true,
+                             .batch = D});
+    args.grad_h = follows || layer.projected ? grad_h.data_ptr() : nullptr;
+    backward_cells(args, step, call.type(), call.plan.stepwise, call.stream());
+  }
+  out.c0 = call.converted(grad_c, call.io);
+}
+
+}  // namespace
+
+RecurrenceGradients run_backward_steps(const LayerCall& call, const OutputGradients& grads,
+                                       const SavedForBackward& saved, const Tensor& weight_hh) {
+  const auto& [T, N, I, H, P, D] = call.layer.size;
+  RecurrenceGradients out;
+  out.gates = call.new_io({T, N, D * 4 * H});
+  if (!call.persistent() || !launch_persistent(call, grads, saved, weight_hh, out))
+    run_stepwise(call, grads, saved, weight_hh, out);
+  return out;
+}
+
+}  // namespace fusedlstm::cuda
