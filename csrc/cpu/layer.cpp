@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "../checks.h"
-#include "recurrence.h"
+#include "args.h"
 #include "workspace.h"
 
 namespace fusedlstm::cpu {
@@ -60,16 +60,14 @@ struct Work {
   Layer layer;
   Schedule schedule;
   Sizes size;
-  Plan plan;
+  ThreadPlan plan;
 
   Work(const Inputs& inputs, Pass pass)
       : in(prepared(inputs, pass)),
         layer(inputs, in.weights),
         schedule(layer, in),
-        size{layer.steps, layer.batch, layer.input, layer.hidden, layer.outputs},
-        plan(make_plan({layer.steps, layer.batch, layer.input, layer.hidden, layer.outputs, layer.directions,
-                        static_cast<int64_t>(torch::stable::get_num_threads())},
-                       pass)) {}
+        size{layer.steps, layer.batch, layer.input, layer.hidden, layer.outputs, layer.directions},
+        plan(make_thread_plan(size, static_cast<int64_t>(torch::stable::get_num_threads()), pass)) {}
 
   // [T, N, columns]; the passes write the steps of each row, and what lies past its length reads as zero.
   Tensor new_sequence(int64_t columns) const {
@@ -132,13 +130,13 @@ void run_forward(const Work& work, const Wanted& wanted, const ForwardResult& ou
   const int64_t N = layer.batch, H = layer.hidden, P = layer.outputs, D = layer.directions, G = 4 * H;
   const std::vector<T> biases = summed_biases<T>(work);
   const std::vector<T> zeros(work.schedule.resets ? std::max(H, P) : 0);
-  const bool packs = work.plan.packs, in_step = work.plan.chunk == 1;
+  const bool packs = work.plan.packs, in_step = work.plan.time_block == 1;
   const int64_t ih_room = packs ? packed_weights(layer.input, H) : 0,
                 hh_room = packs ? packed_weights(P, H) : 0,
-                gates_room = wanted.gates || in_step ? 0 : work.plan.chunk * N * G,
+                gates_room = wanted.gates || in_step ? 0 : work.plan.time_block * N * G,
                 h_room = layer.projected ? N * H : 0;
   const int64_t room_of_each = (ih_room + hh_room + gates_room + h_room + 15) / 16 * 16;  // lines of caches
-  const Workspace<T> workspace(D * room_of_each + forward_room<T, W>(work.size, work.plan));
+  const Workspace<T> workspace(D * room_of_each + forward_workspace<T, W>(work.size, work.plan));
   std::array<ForwardArgs<T, W>, 2> directions;
   for (int64_t d = 0; d < D; ++d) {
     T* const packed_ih = workspace.data() + d * room_of_each;
@@ -157,7 +155,7 @@ void run_forward(const Work& work, const Wanted& wanted, const ForwardResult& ou
                      .c0 = pointer<T>(work.in.c0) + d * N * H,
                      .zeros = zeros.data(),
                      .gates = wanted.gates ? pointer<T>(out.gates) + d * G : room,
-                     .gates_steps = wanted.gates ? layer.steps : work.plan.chunk,
+                     .gates_steps = wanted.gates ? layer.steps : work.plan.time_block,
                      .gates_stride = wanted.gates ? D * G : G,
                      .keep_gates = wanted.gates,
                      .input_in_step = in_step,
@@ -170,9 +168,9 @@ void run_forward(const Work& work, const Wanted& wanted, const ForwardResult& ou
       args.h_n = pointer<T>(out.h_n) + d * N * P;
       args.c_n = pointer<T>(out.c_n) + d * N * H;
     }
-    args.c = wanted.cells ? pointer<T>(out.cell) + d * H : args.c_n;
-    args.c_stride = wanted.cells ? D * H : H;
-    args.c_step = wanted.cells ? N * D * H : 0;
+    args.cells = wanted.cells ? pointer<T>(out.cell) + d * H : args.c_n;
+    args.cells_stride = wanted.cells ? D * H : H;
+    args.cells_step = wanted.cells ? N * D * H : 0;
   }
   forward(directions.data(), D, workspace.data() + D * room_of_each, work.plan);
 }
@@ -261,7 +259,7 @@ BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved&
   const auto wanted = [](const Tensor& tensor, bool needed) { return needed ? pointer<T>(tensor) : nullptr; };
 
   const std::vector<T> zeros(4 * H);
-  const Workspace<T> workspace(backward_workspace(work.size, work.plan.chunk, layer.projected));
+  const Workspace<T> workspace(backward_workspace(work.size, work.plan.time_block, layer.projected));
   for (int64_t d = 0; d < D; ++d) {
     const int64_t at = layer.first_weight(d), hr = at + layer.weights_per_direction() - 1;
     const auto weight_gradient = [&](int64_t i) { return wanted(out.grad_weights[i], need_weights[i]); };
@@ -279,13 +277,13 @@ BackwardResult run_backward(const Work& work, const Incoming& grad, const Saved&
                  .zeros = zeros.data(),
                  .y = pointer<T>(saved.y) + d * P,
                  .gates = pointer<T>(saved.gates) + d * 4 * H,
-                 .c = pointer<T>(saved.cell) + d * H,
+                 .cells = pointer<T>(saved.cell) + d * H,
                  .grad_y = grad.y ? pointer<T>(grad.y) + d * P : nullptr,
-                 .grad_c = grad.cell ? pointer<T>(grad.cell) + d * H : nullptr,
+                 .grad_cells = grad.cell ? pointer<T>(grad.cell) + d * H : nullptr,
                  .grad_h_n = grad.h_n ? pointer<T>(grad.h_n) + d * N * P : nullptr,
                  .gates_stride = D * 4 * H,
                  .y_stride = D * P,
-                 .c_stride = D * H,
+                 .cells_stride = D * H,
                  .grad_c0 = pointer<T>(out.grad_c0) + d * N * H,
                  .grad_x = wanted(out.grad_x, need_x),
                  .adds_to_grad_x = d == 1,
