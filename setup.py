@@ -21,13 +21,14 @@ CPU_SOURCES = [
     "csrc/ops.cpp",
     "csrc/plan.cpp",
     "csrc/cpu/layer.cpp",
-    "csrc/cpu/recurrence.cpp",
+    "csrc/cpu/forward.cpp",
+    "csrc/cpu/backward.cpp",
     "csrc/cpu/plan.cpp",
-    "csrc/cpu/isa.cpp",
-    "csrc/cpu/kernel_plain.cpp",
-    "csrc/cpu/kernel_avx2.cpp",
-    "csrc/cpu/kernel_avx512.cpp",
-    "csrc/cpu/kernel_amx.cpp",
+    "csrc/cpu/kernels/isa.cpp",
+    "csrc/cpu/kernels/plain.cpp",
+    "csrc/cpu/kernels/avx2.cpp",
+    "csrc/cpu/kernels/avx512.cpp",
+    "csrc/cpu/kernels/amx.cpp",
 ]
 CUDA_SOURCES = [
     "csrc/cuda/layer.cpp",
@@ -90,7 +91,7 @@ def cublas_headers() -> list[str]:
     return [str(found[0].parent)]
 
 
-# g++ 11 knows C++20 but not the shuffles of csrc/cpu/simd.h.
+# g++ 11 knows C++20 but not the shuffles of csrc/cpu/kernels/simd.inl.
 NEEDED = """
 #if !__has_builtin(__builtin_shufflevector)
 #error no __builtin_shufflevector

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/isa.h"
+#include "cpu/kernels/isa.h"
 #include "cpu/plan.h"
 #include "plan.h"
 
@@ -97,18 +97,18 @@ void bind_plan(pybind11::module_& m) {
 }
 
 void bind_cpu_plan(pybind11::module_& m) {
-  pybind11::class_<cpu::Plan>(m, "CpuPlan", "How the threads of a call share a layer on the CPU.")
-      .def_readonly("groups", &cpu::Plan::groups)
-      .def_readonly("columns", &cpu::Plan::columns)
-      .def_readonly("rows", &cpu::Plan::rows)
-      .def_readonly("chunk", &cpu::Plan::chunk)
-      .def_readonly("packs", &cpu::Plan::packs);
+  pybind11::class_<cpu::ThreadPlan>(m, "CpuPlan", "How the threads of a call share a layer on the CPU.")
+      .def_readonly("groups", &cpu::ThreadPlan::groups)
+      .def_readonly("unit_threads", &cpu::ThreadPlan::unit_threads)
+      .def_readonly("row_threads", &cpu::ThreadPlan::row_threads)
+      .def_readonly("time_block", &cpu::ThreadPlan::time_block)
+      .def_readonly("packs", &cpu::ThreadPlan::packs);
   m.def(
       "make_cpu_plan",
       [](int64_t steps, int64_t batch, int64_t input, int64_t hidden, std::optional<int64_t> outputs,
          int64_t directions, int64_t threads, bool backward) {
-        return cpu::make_plan({steps, batch, input, hidden, outputs.value_or(hidden), directions, threads},
-                              backward ? cpu::Pass::backward : cpu::Pass::forward);
+        const Sizes sizes{steps, batch, input, hidden, outputs.value_or(hidden), directions};
+        return cpu::make_thread_plan(sizes, threads, backward ? Pass::backward : Pass::forward);
       },
       pybind11::kw_only(), "steps"_a, "batch"_a, "input"_a, "hidden"_a, "outputs"_a = pybind11::none(),
       "directions"_a = 1, "threads"_a, "backward"_a = false, "Chooses; asks no processor.");

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fusedlstm._C import make_cpu_plan
 
 SHAPES = {
-    # steps, batch, input, hidden, directions, threads, backward: groups, columns, rows, chunk, packs
+    # steps, batch, input, hidden, directions, threads, backward: groups, unit_threads, row_threads, time_block, packs
     "one small step is not worth a team": ((1, 1, 16, 16, 1, 8, False), (1, 1, 1, 1, False)),
     "a step that its own cache brings": ((1, 1, 128, 128, 1, 2, False), (1, 1, 1, 1, False)),
     "small steps are not worth meeting for": ((1000, 1, 64, 64, 1, 2, False), (1, 1, 1, 48, False)),
@@ -24,7 +24,7 @@ SHAPES = {
     "both directions at once": ((400, 16, 320, 320, 2, 2, False), (2, 1, 1, 3, True)),
     "an odd team takes them in turn": ((400, 16, 320, 320, 2, 3, False), (1, 3, 1, 3, True)),
     "backward takes them in turn": ((400, 16, 320, 320, 2, 2, True), (1, 2, 1, 16, True)),
-    "a short sequence is one chunk": ((5, 4, 320, 320, 1, 2, True), (1, 2, 1, 5, False)),
+    "a short sequence is one time block": ((5, 4, 320, 320, 1, 2, True), (1, 2, 1, 5, False)),
     "nothing to do": ((0, 0, 8, 8, 1, 2, False), (1, 1, 1, 1, False)),
 }
 
@@ -44,7 +44,8 @@ def plan(steps, batch, input, hidden, directions, threads, backward):
 @pytest.mark.parametrize(("problem", "expected"), SHAPES.values(), ids=SHAPES)
 def test_named_shapes(problem, expected):
     chosen = plan(*problem)
-    assert (chosen.groups, chosen.columns, chosen.rows, chosen.chunk, chosen.packs) == expected
+    found = (chosen.groups, chosen.unit_threads, chosen.row_threads, chosen.time_block, chosen.packs)
+    assert found == expected
 
 
 @given(
@@ -58,7 +59,7 @@ def test_named_shapes(problem, expected):
 )
 def test_every_thread_has_a_place(steps, batch, input, hidden, directions, threads, backward):
     chosen = plan(steps, batch, input, hidden, directions, threads, backward)
-    assert chosen.groups * chosen.columns * chosen.rows <= threads
+    assert chosen.groups * chosen.unit_threads * chosen.row_threads <= threads
     assert directions % chosen.groups == 0
-    assert chosen.rows == 1 or batch >= 8 * chosen.rows
-    assert 1 <= chosen.chunk <= max(steps, 1)
+    assert chosen.row_threads == 1 or batch >= 8 * chosen.row_threads
+    assert 1 <= chosen.time_block <= max(steps, 1)

@@ -149,7 +149,7 @@ def test_without_openmp(tmp_path):
     # The passes compiled by a compiler without OpenMP: one thread, the same code.
     program = tmp_path / "team.cpp"
     program.write_text(
-        '#include "csrc/cpu/team.h"\n'
+        '#include "csrc/cpu/threads.h"\n'
         "int main() {\n"
         "  int64_t calls = 0;\n"
         "  fusedlstm::cpu::Barrier barrier;\n"

@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "../operators.h"
-#include "recurrence.h"
+#include "args.h"
 #include "workspace.h"
 
 namespace fusedlstm::cpu {
@@ -111,16 +111,16 @@ void run_forward(const LayerCall& call, const ForwardResults& out, bool recomput
   const int64_t G = 4 * H;
   const std::vector<T> biases = summed_biases<T>(layer);
   const std::vector<T> zeros(call.schedule.resets ? std::max(H, P) : 0);
-  const bool packs = call.plan.packs, in_step = call.plan.chunk == 1;
-  const int64_t ih_room = packs ? packed_weights(I, H) : 0, hh_room = packs ? packed_weights(P, H) : 0,
-                gates_room = out.gates || in_step ? 0 : call.plan.chunk * N * G,
-                h_room = layer.projected ? N * H : 0;
-  const int64_t room_of_each = (ih_room + hh_room + gates_room + h_room + 15) / 16 * 16;  // lines of caches
-  const Workspace<T> workspace(D * room_of_each + forward_room<T, W>(layer.size, call.plan));
+  const bool packs = call.plan.packs, in_step = call.plan.time_block == 1;
+  const int64_t ih_size = packs ? packed_weights(I, H) : 0, hh_size = packs ? packed_weights(P, H) : 0,
+                gates_size = out.gates || in_step ? 0 : call.plan.time_block * N * G,
+                h_size = layer.projected ? N * H : 0;
+  const int64_t size_of_each = (ih_size + hh_size + gates_size + h_size + 15) / 16 * 16;  // whole cache lines
+  const Workspace<T> workspace(D * size_of_each + forward_workspace<T, W>(layer.size, call.plan));
   std::array<ForwardArgs<T, W>, 2> directions;
   for (int64_t d = 0; d < D; ++d) {
-    T* const packed_ih = workspace.data() + d * room_of_each;
-    T *const packed_hh = packed_ih + ih_room, *const room = packed_hh + hh_room;
+    T* const packed_ih = workspace.data() + d * size_of_each;
+    T *const packed_hh = packed_ih + ih_size, *const gates_memory = packed_hh + hh_size;
     directions[d] = {.size = layer.size,
                      .rows = call.schedule.rows(),
                      .reverse = d == 1,
@@ -134,25 +134,25 @@ void run_forward(const LayerCall& call, const ForwardResults& out, bool recomput
                      .h0 = pointer<T>(layer.h0) + d * N * P,
                      .c0 = pointer<T>(layer.c0) + d * N * H,
                      .zeros = zeros.data(),
-                     .gates = out.gates ? pointer<T>(out.gates) + d * G : room,
-                     .gates_steps = out.gates ? steps : call.plan.chunk,
+                     .gates = out.gates ? pointer<T>(out.gates) + d * G : gates_memory,
+                     .gates_steps = out.gates ? steps : call.plan.time_block,
                      .gates_stride = out.gates ? D * G : G,
                      .keep_gates = out.gates.has_value(),
                      .input_in_step = in_step,
                      .recompute = recompute,
                      .y = pointer<T>(out.y) + d * P,
                      .y_stride = D * P,
-                     .h = layer.projected ? room + gates_room : nullptr};
+                     .h = layer.projected ? gates_memory + gates_size : nullptr};
     ForwardArgs<T, W>& args = directions[d];
     if (!recompute) {
       args.h_n = pointer<T>(out.h_n) + d * N * P;
       args.c_n = pointer<T>(out.c_n) + d * N * H;
     }
-    args.c = out.cells ? pointer<T>(out.cells) + d * H : args.c_n;
-    args.c_stride = out.cells ? D * H : H;
-    args.c_step = out.cells ? N * D * H : 0;
+    args.cells = out.cells ? pointer<T>(out.cells) + d * H : args.c_n;
+    args.cells_stride = out.cells ? D * H : H;
+    args.cells_step = out.cells ? N * D * H : 0;
   }
-  forward(directions.data(), D, workspace.data() + D * room_of_each, call.plan);
+  forward(directions.data(), D, workspace.data() + D * size_of_each, call.plan);
 }
 
 void run_forward(const LayerCall& call, const ForwardResults& out, bool recompute) {
@@ -179,7 +179,7 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
     out.weights.push_back(gradient_of(layer.weights[i], needed.weights[i]));
 
   const std::vector<T> zeros(4 * H);
-  const Workspace<T> workspace(backward_workspace(layer.size, call.plan.chunk, layer.projected));
+  const Workspace<T> workspace(backward_workspace(layer.size, call.plan.time_block, layer.projected));
   for (int64_t d = 0; d < D; ++d) {
     const Layer::Positions at = layer.positions(d);
     const auto weight_gradient = [&](int64_t i) {
@@ -198,13 +198,13 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
                  .zeros = zeros.data(),
                  .y = pointer<T>(saved.y) + d * P,
                  .gates = pointer<T>(saved.gates) + d * 4 * H,
-                 .c = pointer<T>(saved.cells) + d * H,
+                 .cells = pointer<T>(saved.cells) + d * H,
                  .grad_y = grads.y ? pointer<T>(grads.y) + d * P : nullptr,
-                 .grad_c = grads.cells ? pointer<T>(grads.cells) + d * H : nullptr,
+                 .grad_cells = grads.cells ? pointer<T>(grads.cells) + d * H : nullptr,
                  .grad_h_n = grads.h_n ? pointer<T>(grads.h_n) + d * N * P : nullptr,
                  .gates_stride = D * 4 * H,
                  .y_stride = D * P,
-                 .c_stride = D * H,
+                 .cells_stride = D * H,
                  .grad_c0 = pointer<T>(out.c0) + d * N * H,
                  .grad_x = needed.x ? pointer<T>(out.x) : nullptr,
                  .adds_to_grad_x = d == 1,

@@ -5,42 +5,47 @@
 namespace fusedlstm::cpu {
 namespace {
 
-// A call of fewer multiplications takes less than waking a team, and a step of fewer less than waiting for
-// it.
-constexpr int64_t kCallWork = 300'000, kStepWork = 1 << 15;
-// Weights that a core's own cache holds beside other things; most have 512 KiB to 2 MiB.
+// Below so many multiply-adds in a call, one thread is faster than starting the team.
+constexpr int64_t kTeamWork = 300'000;
+// Below so many in a step, one thread computes all units faster than several that meet at a barrier.
+constexpr int64_t kStepWork = 1 << 15;
+// Weights that stay in a core's own L2 cache, which on most processors has 512 KiB to 2 MiB.
 constexpr int64_t kCachedWeights = 100'000;
-// Rows of a thread, from which on it may read all weights rather than a part of them: few where they come
-// from its own cache, else as many as use a weight while it is in the L1 cache.
-constexpr int64_t kRowsOfCached = 8, kRowsOfOthers = 48;
-// Packing pays where several rows use a weight while it is near, and those of all steps use it often enough.
+// Rows from which on a thread computes all units of its rows: few if the weights are in its own cache, else
+// as many as share a panel in the L1 cache (kMC).
+constexpr int64_t kRowsOfCachedWeights = 8;
+// Packing pays off if several rows use a panel while it is cached, and the call uses each weight this often.
 constexpr int64_t kPackedRows = 4, kPackedUses = 48;
-// Weights that are read anew in each step at no cost. Of more, the input's serve several steps at a time.
-constexpr int64_t kNearWeights = 1 << 18;
-// Rows of a product over several steps: as many as use a weight at once, so that the gates stay in the L2
-// cache; more for the sums over rows that make the gradients of the weights.
-constexpr int64_t kForwardRows = 48, kBackwardRows = 256;
+// Up to so many packed weights for a unit thread, a step also multiplies x with W_ih. Beyond, W_ih is read
+// once for a time block.
+constexpr int64_t kWeightsOfStep = 1 << 18;
+// Rows (steps x batch) of a backward time block, over which the weight gradients sum. A forward block has kMC
+// rows for a row thread, so that its gates stay in the L2 cache.
+constexpr int64_t kBackwardRows = 256;
 
 }  // namespace
 
-Plan make_plan(const Problem& p, Pass pass) {
-  Plan plan{1, 1, 1, 1, p.steps > 1 && p.batch >= kPackedRows && p.steps * p.batch >= kPackedUses};
-  const int64_t gates = 4 * p.hidden, projection = p.outputs == p.hidden ? 0 : p.outputs * p.hidden;
-  const int64_t work = p.steps * p.batch * p.directions * (gates * (p.input + p.outputs) + projection);
-  int64_t threads = work < kCallWork ? 1 : p.threads;
-  // Directions have nothing to say to each other. In backward both add to the gradient of the input.
-  if (pass == Pass::forward && p.directions > 1 && threads % p.directions == 0) {
-    plan.groups = p.directions;
-    threads /= p.directions;
+ThreadPlan make_thread_plan(const Sizes& s, int64_t threads, Pass pass) {
+  const bool packs = s.steps > 1 && s.batch >= kPackedRows && s.steps * s.batch >= kPackedUses;
+  ThreadPlan plan{.groups = 1, .unit_threads = 1, .row_threads = 1, .time_block = 1, .packs = packs};
+  const int64_t gates = 4 * s.hidden, projection = s.outputs == s.hidden ? 0 : s.outputs * s.hidden;
+  const int64_t work = s.steps * s.batch * s.directions * (gates * (s.input + s.outputs) + projection);
+  if (work < kTeamWork) threads = 1;
+  // Directions run at the same time in the forward pass. In the backward pass both add to grad_x.
+  if (pass == Pass::forward && s.directions > 1 && threads % s.directions == 0) {
+    plan.groups = s.directions;
+    threads /= s.directions;
   }
-  // Rows that do not divide evenly leave threads idle; the units of all rows are then shared.
-  const int64_t own_rows = gates * p.outputs <= kCachedWeights ? kRowsOfCached : kRowsOfOthers;
-  plan.rows = threads;
-  while (plan.rows > 1 && (threads % plan.rows != 0 || p.batch < own_rows * plan.rows)) --plan.rows;
-  plan.columns = gates * p.outputs * p.batch < kStepWork ? 1 : threads / plan.rows;
-  const bool near = plan.packs && gates * (p.input + p.outputs) <= kNearWeights * plan.columns;
-  const int64_t wanted = pass == Pass::backward ? kBackwardRows : near ? 0 : kForwardRows * plan.rows;
-  plan.chunk = std::clamp<int64_t>(wanted / std::max<int64_t>(p.batch, 1), 1, std::max<int64_t>(p.steps, 1));
+  // As many row threads as have enough rows each and divide the threads evenly.
+  const int64_t own_rows = gates * s.outputs <= kCachedWeights ? kRowsOfCachedWeights : kMC;
+  plan.row_threads = threads;
+  while (plan.row_threads > 1 && (threads % plan.row_threads != 0 || s.batch < own_rows * plan.row_threads))
+    --plan.row_threads;
+  plan.unit_threads = gates * s.outputs * s.batch < kStepWork ? 1 : threads / plan.row_threads;
+  const bool input_in_step = packs && gates * (s.input + s.outputs) <= kWeightsOfStep * plan.unit_threads;
+  const int64_t rows = pass == Pass::backward ? kBackwardRows : input_in_step ? 0 : kMC * plan.row_threads;
+  plan.time_block =
+      std::clamp<int64_t>(rows / std::max<int64_t>(s.batch, 1), 1, std::max<int64_t>(s.steps, 1));
   return plan;
 }
 

@@ -3,26 +3,25 @@
 
 #include <cstdint>
 
+#include "../sizes.h"
+
 namespace fusedlstm::cpu {
 
-struct Problem {
-  int64_t steps, batch, input, hidden, outputs, directions;  // T, N, I, H, P, D
-  int64_t threads;                                           // at hand
+// Rows of the batch that are multiplied with one panel of weights while it is in the L1 cache (BLIS: MC).
+constexpr int kMC = 48;
+
+// Threads form `groups`, and a group runs one direction at a time. A group is a grid: the batch is divided
+// among `row_threads`, and the units of each part among `unit_threads`. Only the unit threads of the same
+// part of the batch wait for each other in a step.
+struct ThreadPlan {
+  int64_t groups, unit_threads, row_threads;
+  int64_t time_block;  // steps whose products with x (forward) or weight gradients (backward) are one product
+  bool packs;          // whether the forward pass packs the weights first
+
+  int64_t threads() const { return groups * unit_threads * row_threads; }
 };
 
-// Threads form `groups` of directions, each a grid: `columns` of them share the units, `rows` the batch. Only
-// the columns of a row wait for each other, once a step.
-struct Plan {
-  int64_t groups, columns, rows;
-  int64_t
-      chunk;   // steps whose input products are formed at once, and from whose gradients those of the weights
-  bool packs;  // whether the forward pass packs the weights first
-
-  int64_t threads() const { return groups * columns * rows; }
-};
-
-enum class Pass { forward, backward };
-
-Plan make_plan(const Problem& problem, Pass pass);
+// `threads` is how many are available; the plan may use fewer.
+ThreadPlan make_thread_plan(const Sizes& sizes, int64_t threads, Pass pass);
 
 }  // namespace fusedlstm::cpu

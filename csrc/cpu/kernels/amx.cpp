@@ -1,12 +1,12 @@
-// Everything that the body needs is included first: code of the standard library must not be compiled for
-// amx, since the linker may pick that copy for the whole program.
+// The headers that the kernels need are included before the instruction set is chosen. If functions of the
+// standard library were compiled for it, the linker could take that copy for the whole program.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 #include <utility>
 
-#include "kernel.h"
+#include "kernels.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -20,17 +20,16 @@
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16,fma")
 #endif
 
-#include "../cell.h"
+#include "../../cell.h"
 
 namespace fusedlstm::cpu {
 namespace {
-#define FUSEDLSTM_TILES
-#include "avx512_impl.h"
+#include "amx.inl"
 }  // namespace
 
-const Kernel<float, BFloat16>& kernel_amx() {
-  static constexpr Kernel<float, BFloat16> kernel = make_kernel<float, BFloat16>();
-  return kernel;
+const Kernels<float, BFloat16>& kernels_amx() {
+  static constexpr Kernels<float, BFloat16> kernels = make_kernels<float, BFloat16, AmxGateGemm>();
+  return kernels;
 }
 }  // namespace fusedlstm::cpu
 

@@ -1,12 +1,12 @@
-// Everything that the body needs is included first: code of the standard library must not be compiled for
-// avx512, since the linker may pick that copy for the whole program.
+// The headers that the kernels need are included before the instruction set is chosen. If functions of the
+// standard library were compiled for it, the linker could take that copy for the whole program.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 #include <utility>
 
-#include "kernel.h"
+#include "kernels.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -19,22 +19,22 @@
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma")
 #endif
 
-#include "../cell.h"
+#include "../../cell.h"
 
 namespace fusedlstm::cpu {
 namespace {
-#include "avx512_impl.h"
+#include "avx512.inl"
 }  // namespace
 
 template <class T, class W>
-const Kernel<T, W>& kernel_avx512() {
-  static constexpr Kernel<T, W> kernel = make_kernel<T, W>();
-  return kernel;
+const Kernels<T, W>& kernels_avx512() {
+  static constexpr Kernels<T, W> kernels = make_kernels<T, W>();
+  return kernels;
 }
-template const Kernel<double, double>& kernel_avx512();
-template const Kernel<float, float>& kernel_avx512();
-template const Kernel<float, BFloat16>& kernel_avx512();
-template const Kernel<float, Half>& kernel_avx512();
+template const Kernels<double, double>& kernels_avx512();
+template const Kernels<float, float>& kernels_avx512();
+template const Kernels<float, BFloat16>& kernels_avx512();
+template const Kernels<float, Half>& kernels_avx512();
 }  // namespace fusedlstm::cpu
 
 #if defined(__clang__)

@@ -1,5 +1,5 @@
-// What is the same with and without AMX. Included by kernel_avx512.cpp and kernel_amx.cpp alone, in an
-// anonymous namespace.
+// What AVX-512 is set to with and without AMX. Included by avx512.cpp and amx.inl alone, in an anonymous
+// namespace.
 constexpr int kVectorBytes = 64;
 constexpr int kAccumulators = 24;
 #define FUSEDLSTM_WIDEN_BFLOAT16(p)                                                                         \
@@ -8,6 +8,6 @@ constexpr int kAccumulators = 24;
       16)
 #define FUSEDLSTM_WIDEN_HALF(p) \
   _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))
-#include "kernel_impl.h"
+#include "kernels.inl"
 #undef FUSEDLSTM_WIDEN_BFLOAT16
 #undef FUSEDLSTM_WIDEN_HALF

@@ -1,6 +1,5 @@
-// SIMD vectors by the compiler's vector extension, and the two functions an LSTM needs of them.
-// Included by product_impl.h alone, inside the namespace of one instruction set (no include guard on
-// purpose).
+// SIMD vectors by the compiler's vector extension, and sigmoid and tanh for them. Included by gemm.inl alone,
+// inside the namespace of one instruction set, and so without an include guard.
 
 template <class T>
 struct Lanes;
@@ -10,9 +9,8 @@ struct Lanes<float> {
   typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
   static constexpr int kMantissaBits = 23;
   static constexpr int kExponentBias = 127;
-  static constexpr float kRound =
-      12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
-  static constexpr float kLargest = 87.0f;               // exp(87) is finite, exp(-87) normal
+  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: a sum with it has the integer in its low bits
+  static constexpr float kLargest = 87.0f;      // exp(87) is finite, exp(-87) normal
   static constexpr float kLn2High = 0.693145751953125f;  // 15 bits, so that n * kLn2High is exact
   static constexpr float kLn2Low = 1.428606765330187e-06f;
   static constexpr int kSeriesTerms = 7;  // |r| <= ln2 / 2: the first term left out is r^8 / 8!, 1.5e-8 of r
@@ -67,8 +65,7 @@ FUSEDLSTM_HOST_DEVICE void store(T* p, Vec<T> v, int64_t n) {
   for (int64_t j = 0; j < n; ++j) p[j] = v[j];
 }
 
-// Lanes of a float vector from as many 16-bit numbers of IEEE 754, where the processor has no instruction for
-// it.
+// float16 to float32 for processors without an instruction for it.
 FUSEDLSTM_HOST_DEVICE Vec<float> widen_half_bits(const Half* p) {
   using Bits = Lanes<float>::Bits;
   typedef uint16_t Stored __attribute__((vector_size(kVectorBytes / 2)));
@@ -82,7 +79,7 @@ FUSEDLSTM_HOST_DEVICE Vec<float> widen_half_bits(const Half* p) {
   return (Vec<float>)(widened | ((bits & 0x8000) << 16));
 }
 
-// The last n lanes, 0 < n < kLanes; the others become zero, whatever they held.
+// The last n lanes, 0 < n < kLanes; the others become zero, even if they hold a NaN.
 template <class T>
 FUSEDLSTM_HOST_DEVICE Vec<T> last_lanes(Vec<T> v, int64_t n) {
   using Bits = typename Lanes<T>::Bits;
@@ -98,7 +95,7 @@ FUSEDLSTM_HOST_DEVICE Vec<T> last_lanes(Vec<T> v, int64_t n) {
   return (Vec<T>)((Bits)v & mask);
 }
 
-// Weights, widened to the type that is computed in.
+// Weights, converted to the type that is computed in.
 template <class T>
 FUSEDLSTM_HOST_DEVICE Vec<T> widened(const T* p) {
   return load(p);
@@ -130,7 +127,7 @@ FUSEDLSTM_HOST_DEVICE Vec<T> widened(const W* p, int64_t n) {
   return widened<T>(lanes);
 }
 
-// The sums of four vectors of eight lanes: within each half first, where shuffles are cheap.
+// The sums over the lanes of four vectors of eight: first within 128-bit halves, where shuffles are cheap.
 template <class Eight>
 FUSEDLSTM_HOST_DEVICE auto four_sums(Eight v0, Eight v1, Eight v2, Eight v3) {
   const Eight a = __builtin_shufflevector(v0, v1, 0, 8, 1, 9, 4, 12, 5, 13) +
@@ -142,7 +139,7 @@ FUSEDLSTM_HOST_DEVICE auto four_sums(Eight v0, Eight v1, Eight v2, Eight v3) {
   return __builtin_shufflevector(both, both, 0, 1, 2, 3) + __builtin_shufflevector(both, both, 4, 5, 6, 7);
 }
 
-// out[c] += the sum of the lanes of v[c], for as many vectors as a tile has columns.
+// out[c] += the sum of the lanes of v[c], for kDotColumns vectors.
 template <class T>
 FUSEDLSTM_HOST_DEVICE void add_sums(const Vec<T>* v, T* out) {
   constexpr int64_t L = kLanes<T>;
@@ -175,10 +172,9 @@ FUSEDLSTM_HOST_DEVICE void add_sums(const Vec<T>* v, T* out) {
   }
 }
 
-// Makes rows of columns, in a square of vectors: pairs of rows exchange every other lane, then every other
-// two, and so on.
+// Transposes a square of vectors: pairs of rows exchange every other lane, then every other two, and so on.
 template <class T, int Step, int... Lane>
-FUSEDLSTM_HOST_DEVICE void turn_over(Vec<T>* square, std::integer_sequence<int, Lane...> lanes) {
+FUSEDLSTM_HOST_DEVICE void transpose_square(Vec<T>* square, std::integer_sequence<int, Lane...> lanes) {
   constexpr int L = kLanes<T>;
 #pragma GCC unroll 16
   for (int r = 0; r < L; ++r) {
@@ -187,11 +183,11 @@ FUSEDLSTM_HOST_DEVICE void turn_over(Vec<T>* square, std::integer_sequence<int, 
     square[r] = __builtin_shufflevector(a, b, (Lane & Step ? L + Lane - Step : Lane)...);
     square[r + Step] = __builtin_shufflevector(a, b, (Lane & Step ? L + Lane : Lane + Step)...);
   }
-  if constexpr (2 * Step < L) turn_over<T, 2 * Step>(square, lanes);
+  if constexpr (2 * Step < L) transpose_square<T, 2 * Step>(square, lanes);
 }
 template <class T>
-FUSEDLSTM_HOST_DEVICE void turn_over(Vec<T>* square) {
-  turn_over<T, 1>(square, std::make_integer_sequence<int, kLanes<T>>());
+FUSEDLSTM_HOST_DEVICE void transpose_square(Vec<T>* square) {
+  transpose_square<T, 1>(square, std::make_integer_sequence<int, kLanes<T>>());
 }
 
 template <class T>
@@ -200,7 +196,8 @@ struct VectorMath {
   using L = Lanes<T>;
 
   // exp(x) - 1 with a small relative error near 0 too: x = n ln2 + r, then 2^n (exp(r) - 1) + (2^n - 1).
-  // Beyond +-kLargest the result is that of the bound; a NaN stays one, since it fails both comparisons.
+  // x is clamped to +-kLargest; a NaN stays a NaN, since it fails both comparisons. Its bits, and those of
+  // the equations in cell.h, depend on the contraction that gemm.inl describes.
   static FUSEDLSTM_HOST_DEVICE V expm1(V x) {
     const V largest = splat<T>(L::kLargest);
     x = x > largest ? largest : x;

@@ -1,0 +1,260 @@
+// The backward pass as the team goes through it.
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "args.h"
+#include "kernels/isa.h"
+#include "threads.h"
+
+namespace fusedlstm::cpu {
+namespace {
+
+// Depth that a sum of the weight gradients covers between two additions to memory. It is shorter than kKC:
+// nn.LSTM adds up one product per step, and so has the rounding error of sums over N rows only.
+constexpr int64_t kWeightGradientKC = 64;
+
+// A dense matrix as pointers to its rows.
+template <class T>
+std::vector<const T*> row_pointers(const T* matrix, int64_t rows, int64_t stride) {
+  std::vector<const T*> pointers(rows);
+  for (int64_t r = 0; r < rows; ++r) pointers[r] = matrix + r * stride;
+  return pointers;
+}
+
+// Elements of a packed matrix. Columns are padded to the widest panel of any instruction set.
+int64_t packed_size(int64_t depth, int64_t columns) {
+  return depth * ceil_div(columns, 64) * 64;
+}
+
+// Lays out the parts of the workspace one after another, each beginning at a multiple of the longest vector.
+// Without `memory` only the size is of use.
+template <class T>
+BackwardWorkspace<T> lay_out(const Sizes& s, int64_t time_block, bool projected, T* memory) {
+  const int64_t N = s.batch, H = s.hidden, P = s.outputs, G = 4 * H, depth = time_block * N;
+  const int64_t projected_P = projected ? P : 0, projected_H = projected ? H : 0;
+  int64_t used = 0;
+  const auto take = [&](int64_t count) -> T* {
+    T* const begin = memory ? memory + used : nullptr;
+    used += ceil_div(count, 16) * 16;
+    return begin;
+  };
+  BackwardWorkspace<T> workspace{.panels_ih = take(packed_size(G, s.input)),
+                                 .panels_hh = take(packed_size(G, P)),
+                                 .panels_hr = take(packed_size(projected_P, H)),
+                                 .grad_gates_next = take(N * G),
+                                 .grad_gates_first = take(N * G),
+                                 .grad_gates = take(depth * G),
+                                 .grad_p = take(depth * projected_P),
+                                 .h = take(depth * projected_H),
+                                 .grad_gates_t = take(depth * G),
+                                 .grad_p_t = take(depth * projected_P),
+                                 .panels_x = take(packed_size(depth, s.input)),
+                                 .panels_h_prev = take(packed_size(depth, P)),
+                                 .panels_h = take(packed_size(depth, projected_H))};
+  workspace.size = used;
+  return workspace;
+}
+
+// The state before each step of a time block, for each row: zeros if the row takes no part in the step or
+// enters a segment with it.
+template <class T>
+std::vector<const T*> previous_states(const BackwardArgs<T>& args, Range time_block) {
+  const int64_t N = args.size.batch, P = args.size.outputs;
+  std::vector<const T*> states;
+  states.reserve((time_block.end - time_block.begin) * N);
+  for (int64_t t = time_block.begin; t < time_block.end; ++t)
+    for (int64_t row = 0; row < N; ++row) {
+      const int64_t length = args.rows.length[row], begin = args.reverse ? t + 1 : t;
+      const bool enters = args.rows.resets && begin < length && args.rows.resets[begin * N + row];
+      if (t >= length || enters)
+        states.push_back(args.zeros);
+      else if (t == (args.reverse ? length - 1 : 0))
+        states.push_back(args.h0 + row * P);
+      else
+        states.push_back(args.y + ((args.reverse ? t + 1 : t - 1) * N + row) * args.y_stride);
+    }
+  return states;
+}
+
+// The backward pass of one direction, by one thread of the team.
+template <class T>
+class BackwardThread {
+ public:
+  BackwardThread(const Kernels<T, T>& k, const BackwardArgs<T>& args, const TeamThread& thread,
+                 Barriers& barriers)
+      : k_(k),
+        args_(args),
+        s_(args.size),
+        thread_(thread),
+        barriers_(barriers),
+        workspace_(lay_out(s_, thread.plan.time_block, args.weight_hr != nullptr, args.workspace)) {}
+
+  void run() {
+    pack_weights();
+    const Range rows = own(s_.batch);
+    std::fill(workspace_.grad_gates_first + rows.begin * G(), workspace_.grad_gates_first + rows.end * G(),
+              T(0));
+    barriers_.wait_for_group(thread_);
+    for (int64_t done = 0; done < s_.steps; done += thread_.plan.time_block) {
+      const int64_t left = s_.steps - done, count = std::min(thread_.plan.time_block, left);
+      const Range time_block = args_.reverse ? Range{done, done + count} : Range{left - count, left};
+      recurrence(time_block);
+      barriers_.wait_for_group(thread_);
+      gradient_of_input(time_block);
+      arrange_factors(time_block);
+      barriers_.wait_for_group(thread_);
+      gradients_of_weights(time_block, done > 0);
+    }
+    if (args_.grad_h0)
+      gemm(workspace_.grad_gates_first, G(), s_.batch, workspace_.panels_hh, s_.outputs, kKC, false,
+           args_.grad_h0);
+  }
+
+ private:
+  int64_t G() const { return 4 * s_.hidden; }
+  Range own(int64_t n) const { return thread_.part_of_group(n); }
+  // Whether a matrix has a panel for each thread.
+  bool divides_panels(int64_t columns) const { return ceil_div(columns, k_.nr) >= thread_.group_size(); }
+  // Whether W_ih is packed inside the product that reads it, panel by panel while it is cached. That needs
+  // it to be read once: in a single time block, with panels divided among the threads.
+  bool packs_in_gemm() const { return s_.steps <= thread_.plan.time_block && divides_panels(s_.input); }
+
+  // This thread's part of out [rows, columns] = a [rows, depth] times a packed matrix, or += with `adds`:
+  // part of the rows, or of the panels if rows are few. With `unpacked` it packs its panels from that matrix
+  // first.
+  void gemm(const T* a, int64_t depth, int64_t rows, T* packed, int64_t columns, int64_t kc, bool adds,
+            T* out, const T* unpacked = nullptr) {
+    const int64_t NR = k_.nr, panel_count = ceil_div(columns, NR), nc_panels = k_.nc_panels(depth);
+    const bool by_rows = !unpacked && (rows >= kMC * thread_.group_size() || !divides_panels(columns));
+    const Range row = by_rows ? own(rows) : Range{0, rows},
+                panels = by_rows ? Range{0, panel_count} : own(panel_count);
+    T* part = packed + panels.begin * NR * depth;
+    for (int64_t begin = panels.begin; begin < panels.end; begin += nc_panels) {
+      const int64_t end = std::min(begin + nc_panels, panels.end), column = begin * NR;
+      if (unpacked)
+        k_.pack_panels(row_pointers(unpacked + column, depth, columns).data(), depth, columns - column,
+                       {0, end - begin}, part);
+      k_.gemm(a + row.begin * depth, depth, row.end - row.begin, part, std::min(end * NR, columns) - column,
+              depth, kc, adds, out + row.begin * columns + column, columns);
+      if (!unpacked) part += nc_panels * NR * depth;
+    }
+  }
+
+  void pack(const std::vector<const T*>& rows, int64_t columns, T* packed) {
+    k_.pack_panels(rows.data(), static_cast<int64_t>(rows.size()), columns, own(ceil_div(columns, k_.nr)),
+                   packed);
+  }
+
+  void pack_weights() {
+    if (args_.grad_x && !packs_in_gemm())
+      pack(row_pointers(args_.weight_ih, G(), s_.input), s_.input, workspace_.panels_ih);
+    if (args_.grad_h0 || s_.steps > 1)
+      pack(row_pointers(args_.weight_hh, G(), s_.outputs), s_.outputs, workspace_.panels_hh);
+    if (args_.weight_hr)
+      pack(row_pointers(args_.weight_hr, s_.outputs, s_.hidden), s_.hidden, workspace_.panels_hr);
+  }
+
+  // Gradients of the gates, step by step from the last to the first.
+  void recurrence(Range time_block) {
+    const auto shares = [&](int64_t n, int64_t depth) {
+      return thread_.shares<T>(n, k_.nr, k_.nc_panels(depth), s_.batch, nullptr);
+    };
+    const auto of_projection = shares(s_.outputs, G());
+    const auto of_step = shares(s_.hidden, args_.weight_hr ? s_.outputs : G());
+    for (int64_t step = time_block.begin; step < time_block.end; ++step) {
+      const int64_t t = args_.reverse ? step : time_block.begin + time_block.end - 1 - step;
+      if (args_.weight_hr) {
+        for (const Share<T>& share : of_projection)
+          k_.backward_project(args_, workspace_, time_block, t, share);
+        barriers_.wait_for_unit_threads(thread_);
+      }
+      for (const Share<T>& share : of_step) k_.backward_step(args_, workspace_, time_block, t, share);
+      barriers_.wait_for_unit_threads(thread_);
+    }
+  }
+
+  // grad_x of the time block. The gates' gradients of its first step are kept for the block before it.
+  void gradient_of_input(Range time_block) {
+    const int64_t N = s_.batch, edge = args_.reverse ? time_block.end - 1 : time_block.begin;
+    const T* const grad_gates = workspace_.grad_gates + (edge - time_block.begin) * N * G();
+    const Range rows = own(N);
+    std::copy(grad_gates + rows.begin * G(), grad_gates + rows.end * G(),
+              workspace_.grad_gates_next + rows.begin * G());
+    if (args_.grad_x)
+      gemm(workspace_.grad_gates, G(), (time_block.end - time_block.begin) * N, workspace_.panels_ih,
+           s_.input, kKC, args_.adds_to_grad_x, args_.grad_x + time_block.begin * N * s_.input,
+           packs_in_gemm() ? args_.weight_ih : nullptr);
+  }
+
+  // Both factors of the weight gradients, whose sums run over steps and rows: one transposed, one packed.
+  void arrange_factors(Range time_block) {
+    const int64_t N = s_.batch, H = s_.hidden, P = s_.outputs;
+    const int64_t depth = (time_block.end - time_block.begin) * N;
+    const auto transpose = [&](const T* matrix, int64_t columns, T* out) {
+      k_.transpose(row_pointers(matrix, depth, columns).data(), depth, own(columns), out);
+    };
+    if (args_.grad_weight_ih || args_.grad_weight_hh || args_.grad_bias)
+      transpose(workspace_.grad_gates, G(), workspace_.grad_gates_t);
+    if (args_.grad_weight_ih)
+      pack(row_pointers(args_.x + time_block.begin * N * s_.input, depth, s_.input), s_.input,
+           workspace_.panels_x);
+    if (args_.grad_weight_hh) pack(previous_states(args_, time_block), P, workspace_.panels_h_prev);
+    if (args_.grad_weight_hr) {
+      transpose(workspace_.grad_p, P, workspace_.grad_p_t);
+      pack(row_pointers<T>(workspace_.h, depth, H), H, workspace_.panels_h);
+    }
+  }
+
+  // Adds the time block's part to the gradients of weights and biases; without `adds` it is the first.
+  void gradients_of_weights(Range time_block, bool adds) {
+    const int64_t depth = (time_block.end - time_block.begin) * s_.batch;
+    const auto add = [&](const T* grad_t, int64_t rows, T* packed, int64_t columns, T* out) {
+      if (out) gemm(grad_t, depth, rows, packed, columns, kWeightGradientKC, adds, out);
+    };
+    add(workspace_.grad_gates_t, G(), workspace_.panels_x, s_.input, args_.grad_weight_ih);
+    add(workspace_.grad_gates_t, G(), workspace_.panels_h_prev, s_.outputs, args_.grad_weight_hh);
+    add(workspace_.grad_p_t, s_.outputs, workspace_.panels_h, s_.hidden, args_.grad_weight_hr);
+    if (args_.grad_bias) gradient_of_bias(depth, adds);
+  }
+
+  void gradient_of_bias(int64_t depth, bool adds) {
+    const Range gates = own(G());
+    for (int64_t j = gates.begin; j < gates.end; ++j) {
+      const T* const grads = workspace_.grad_gates_t + j * depth;
+      T sums[8] = {};  // eight shorter sums: less rounding error
+      int64_t i = 0;
+      for (; i + 8 <= depth; i += 8)
+        for (int64_t lane = 0; lane < 8; ++lane) sums[lane] += grads[i + lane];
+      for (; i < depth; ++i) sums[i % 8] += grads[i];
+      args_.grad_bias[j] = (adds ? args_.grad_bias[j] : T(0)) + std::accumulate(sums, sums + 8, T(0));
+    }
+  }
+
+  const Kernels<T, T>& k_;
+  const BackwardArgs<T>& args_;
+  const Sizes& s_;
+  const TeamThread thread_;
+  Barriers& barriers_;
+  const BackwardWorkspace<T> workspace_;
+};
+
+}  // namespace
+
+int64_t backward_workspace(const Sizes& size, int64_t time_block, bool projected) {
+  return lay_out<float>(size, time_block, projected, nullptr).size;
+}
+
+template <class T>
+void backward(const BackwardArgs<T>& args, const ThreadPlan& planned) {
+  const Kernels<T, T>& k = kernels<T, T>();
+  Barriers barriers(planned);
+  run_team(planned.threads(), [&](int64_t index, int64_t team) {
+    BackwardThread<T>(k, args, TeamThread(plan_for_team(planned, team), index), barriers).run();
+  });
+}
+
+template void backward(const BackwardArgs<float>&, const ThreadPlan&);
+template void backward(const BackwardArgs<double>&, const ThreadPlan&);
+
+}  // namespace fusedlstm::cpu

@@ -1,0 +1,149 @@
+// One thread's share of the backward pass. Included by kernels.inl alone.
+
+// Index of (t, row) in the [B, N] rows of a time block's workspace.
+FUSEDLSTM_HOST_DEVICE int64_t block_row(const Sizes& size, Range time_block, int64_t t, int64_t row) {
+  return (t - time_block.begin) * size.batch + row;
+}
+
+// Gradient of y at step t from grad_y and grad_h_n, for the vector of columns from `column` on.
+template <class T>
+FUSEDLSTM_HOST_DEVICE Vec<T> output_gradient(const BackwardArgs<T>& args, int64_t t, int64_t row,
+                                             int64_t column) {
+  const int64_t P = args.size.outputs;
+  Vec<T> grad{};
+  if (column >= P) return grad;
+  if (args.grad_y)
+    grad += load(args.grad_y + (t * args.size.batch + row) * args.y_stride + column, P - column);
+  if (args.grad_h_n && is_last(args, t, row)) grad += load(args.grad_h_n + row * P + column, P - column);
+  return grad;
+}
+
+// Gradient of the gates of the step that follows t in the direction's order, which the backward pass did
+// before t. It is zero after a row's last step and where a segment ends.
+template <class T>
+FUSEDLSTM_HOST_DEVICE const T* next_grad_gates(const BackwardArgs<T>& args,
+                                               const BackwardWorkspace<T>& workspace, Range time_block,
+                                               int64_t t, int64_t row) {
+  const int64_t next = args.reverse ? t - 1 : t + 1, G = 4 * args.size.hidden;
+  if (is_last(args, t, row) || enters_segment(args, next, row)) return args.zeros;
+  if (next < time_block.begin || next >= time_block.end) return workspace.grad_gates_next + row * G;
+  return workspace.grad_gates + block_row(args.size, time_block, next, row) * G;
+}
+// Depth of the product with those gradients: 0 in the last of all steps.
+template <class T>
+FUSEDLSTM_HOST_DEVICE int64_t next_depth(const BackwardArgs<T>& args, int64_t t) {
+  return t == (args.reverse ? 0 : args.size.steps - 1) ? 0 : 4 * args.size.hidden;
+}
+
+// Clears tensor [B, N, parts, columns] for the rows of a share that take no part in step t.
+template <class T>
+void clear_inactive(const BackwardArgs<T>& args, Range time_block, int64_t t, const Share<T>& share,
+                    T* tensor, int64_t columns, int64_t parts) {
+  const int64_t begin = share.unit_blocks.begin * kNR<T>,
+                end = std::min(share.unit_blocks.end * kNR<T>, columns);
+  for (int64_t at = share.row_first; at < args.size.batch && begin < end; at += share.row_stride)
+    for (int64_t part = 0; at >= args.rows.active[t] && part < parts; ++part)
+      std::fill_n(tensor +
+                      (block_row(args.size, time_block, t, args.rows.order[at]) * parts + part) * columns +
+                      begin,
+                  end - begin, T(0));
+}
+
+template <class T>
+void backward_project(const BackwardArgs<T>& args, const BackwardWorkspace<T>& workspace, Range time_block,
+                      int64_t t, const Share<T>& share) {
+  constexpr int64_t L = kLanes<T>, NR = kNR<T>;
+  const int64_t P = args.size.outputs, G = 4 * args.size.hidden;
+  clear_inactive(args, time_block, t, share, workspace.grad_p, P, 1);
+  for_each_row_block(args.rows, t, share, [&](const int64_t* row, int64_t count) {
+    const T* next[kMC];
+    for (int64_t r = 0; r < count; ++r) next[r] = next_grad_gates(args, workspace, time_block, t, row[r]);
+    for (int64_t column = share.unit_blocks.begin * NR; column < std::min(share.unit_blocks.end * NR, P);
+         column += NR) {
+      const int64_t vectors = panel_vectors<T>(P - column);
+      alignas(64) T sum[kMC * NR];
+      for (int64_t r = 0; r < count; ++r)
+        for (int64_t v = 0; v < 4; ++v)
+          store(sum + (4 * r + v) * L, output_gradient(args, t, row[r], column + v * L));
+      panel_gemm<T>(next, count, next_depth(args, t), workspace.panels_hh + column * G, vectors, sum);
+      for (int64_t r = 0; r < count; ++r)
+        for (int64_t v = 0, at = column; v < vectors; ++v, at += L)
+          store(workspace.grad_p + block_row(args.size, time_block, t, row[r]) * P + at,
+                load(sum + (4 * r + v) * L), P - at);
+    }
+  });
+}
+
+// Where a row of step t reads and writes beside its tensors.
+template <class T>
+struct BackwardRow {
+  int64_t row, block_row;
+  const T* c_prev;
+  bool enters, first;  // a segment begins with this step; it is the row's first step, from h0
+};
+
+// Derivative of one row and one vector of units; grad_h is the gradient of h before a projection.
+template <class T>
+FUSEDLSTM_HOST_DEVICE void backward_cells(const BackwardArgs<T>& args, const BackwardWorkspace<T>& workspace,
+                                          int64_t t, const BackwardRow<T>& at, int64_t unit, Vec<T> grad_h) {
+  const int64_t H = args.size.hidden, G = 4 * H, units = H - unit, step_row = t * args.size.batch + at.row;
+  const int64_t cell = step_row * args.cells_stride + unit;
+  const T* const saved = args.gates + step_row * args.gates_stride + unit;
+  const Gates<Vec<T>> gates{load(saved, units), load(saved + H, units), load(saved + 2 * H, units),
+                            load(saved + 3 * H, units)};
+  T* const grad_c0 = args.grad_c0 + at.row * H + unit;  // gradient of the cell state, from step to step
+  Vec<T> grad_c = load(grad_c0, units);
+  if (args.grad_cells) grad_c += load(args.grad_cells + cell, units);
+  const CellGradient<Vec<T>> grad = cell_gradient<VectorMath<T>>(
+      gates, load(at.c_prev + unit, units), load(args.cells + cell, units), grad_h, grad_c);
+  const auto write = [&](T* out) {
+    store(out, grad.pre.i, units);
+    store(out + H, grad.pre.f, units);
+    store(out + 2 * H, grad.pre.g, units);
+    store(out + 3 * H, grad.pre.o, units);
+  };
+  write(workspace.grad_gates + at.block_row * G + unit);
+  if (at.first) write(workspace.grad_gates_first + at.row * G + unit);
+  store(grad_c0, at.enters ? Vec<T>{} : grad.c_prev, units);
+  if (args.weight_hr) store(workspace.h + at.block_row * H + unit, grad.h, units);
+}
+
+template <class T>
+void backward_step(const BackwardArgs<T>& args, const BackwardWorkspace<T>& workspace, Range time_block,
+                   int64_t t, const Share<T>& share) {
+  constexpr int64_t L = kLanes<T>, NR = kNR<T>;
+  const int64_t N = args.size.batch, H = args.size.hidden, P = args.size.outputs, G = 4 * H;
+  const bool projected = args.weight_hr != nullptr;
+  clear_inactive(args, time_block, t, share, workspace.grad_gates, H, 4);
+  if (projected) clear_inactive(args, time_block, t, share, workspace.h, H, 1);
+  for_each_row_block(args.rows, t, share, [&](const int64_t* row, int64_t count) {
+    const T *from[kMC], *c_prev[kMC];
+    int64_t block_rows[kMC];
+    for (int64_t r = 0; r < count; ++r) {
+      block_rows[r] = block_row(args.size, time_block, t, row[r]);
+      from[r] = projected ? workspace.grad_p + block_rows[r] * P
+                          : next_grad_gates(args, workspace, time_block, t, row[r]);
+      c_prev[r] = c_before(args, t, row[r], N * args.cells_stride);
+    }
+    for (int64_t column = share.unit_blocks.begin * NR; column < std::min(share.unit_blocks.end * NR, H);
+         column += NR) {
+      const int64_t vectors = panel_vectors<T>(H - column);
+      alignas(64) T sum[kMC * NR];
+      for (int64_t r = 0; r < count; ++r)
+        for (int64_t v = 0; v < 4; ++v)
+          store(sum + (4 * r + v) * L,
+                projected ? Vec<T>{} : output_gradient(args, t, row[r], column + v * L));
+      if (projected)
+        panel_gemm<T>(from, count, P, workspace.panels_hr + column * P, vectors, sum);
+      else
+        panel_gemm<T>(from, count, next_depth(args, t), workspace.panels_hh + column * G, vectors, sum);
+      for (int64_t r = 0; r < count; ++r) {
+        const bool enters = enters_segment(args, t, row[r]);
+        const bool first = is_first(args, t, row[r]) && !enters;
+        const BackwardRow<T> at{row[r], block_rows[r], c_prev[r], enters, first};
+        for (int64_t v = 0, unit = column; v < vectors; ++v, unit += L)
+          backward_cells(args, workspace, t, at, unit, load(sum + (4 * r + v) * L));
+      }
+    }
+  });
+}

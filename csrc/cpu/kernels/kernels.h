@@ -1,0 +1,58 @@
+// What one thread does in one step: a table of functions, compiled once for each instruction set.
+#pragma once
+
+#include <algorithm>
+
+#include "../args.h"
+
+namespace fusedlstm::cpu {
+
+// Depth that a panel's sums cover between two additions to memory (BLIS: KC). So much of half a panel, two
+// vectors wide, fits the L1 cache, and the rounding error grows with this length, not with the whole depth.
+constexpr int64_t kKC = 128;
+
+template <class T, class W>
+struct Kernels {
+  int64_t lanes;         // width of a unit block in the forward pass, for gates and projection: one vector
+  int64_t nr;            // columns of a panel (BLIS: NR), and width of a unit block in the backward pass
+  int64_t cached_depth;  // depth of all panels together that stay in a core's own cache of 512 KiB or more
+  int64_t (*forward_workspace)(const Sizes&);  // elements for one thread
+
+  // Panels that stay in a core's own cache, if each has this depth (BLIS: NC / NR).
+  int64_t nc_panels(int64_t depth) const {
+    return std::max<int64_t>(1, cached_depth / std::max<int64_t>(depth, 1));
+  }
+
+  // Packs W_ih or W_hh: a panel has all four gates of a unit block.
+  void (*pack_gates)(const W* weight, int64_t hidden, int64_t depth, Range panels, T* packed);
+  // gates = biases + x times W_ih, for the steps of a time block.
+  void (*input_gates)(const ForwardArgs<T, W>&, Range time_block, const Share<T>&);
+  // Gates, cell state and h of step t; h is stored to args.h with a projection, else to y.
+  void (*forward_step)(const ForwardArgs<T, W>&, int64_t t, const Share<T>&);
+  // y of step t from args.h.
+  void (*project)(const ForwardArgs<T, W>&, int64_t t, const Share<T>&);
+
+  // Packs a matrix of `depth` rows.
+  void (*pack_panels)(const T* const* rows, int64_t depth, int64_t columns, Range panels, T* packed);
+  // out [columns, depth]: transposes columns of a matrix of `depth` rows.
+  void (*transpose)(const T* const* rows, int64_t depth, Range columns, T* out);
+  // grad_p of step t, from grad_y and the gates' gradients of the next step.
+  void (*backward_project)(const BackwardArgs<T>&, const BackwardWorkspace<T>&, Range time_block, int64_t t,
+                           const Share<T>&);
+  // grad_gates and grad_c of step t.
+  void (*backward_step)(const BackwardArgs<T>&, const BackwardWorkspace<T>&, Range time_block, int64_t t,
+                        const Share<T>&);
+  // out [rows, columns] = a [rows, depth] times a packed matrix, or += with `adds`; kc as kKC above.
+  void (*gemm)(const T* a, int64_t a_stride, int64_t rows, const T* panels, int64_t columns, int64_t depth,
+               int64_t kc, bool adds, T* out, int64_t out_stride);
+};
+
+template <class T, class W>
+const Kernels<T, W>& kernels_plain();
+template <class T, class W>
+const Kernels<T, W>& kernels_avx2();
+template <class T, class W>
+const Kernels<T, W>& kernels_avx512();
+const Kernels<float, BFloat16>& kernels_amx();
+
+}  // namespace fusedlstm::cpu
