@@ -190,7 +190,7 @@ def test_second_derivatives_with_lengths(device):
 
 
 BAD = {
-    "shape": (torch.tensor([1, 2]), ValueError, r"lengths must be \[3\], one for each row of input, got \[2\]"),
+    "shape": (torch.tensor([1, 2]), ValueError, r"lengths must be \[3\], one for each sequence of input, got \[2\]"),
     "floats": (torch.tensor([1.0, 2, 3]), TypeError, r"lengths must be integers, got torch.float32; use lengths.long"),
     "bools": (torch.tensor([True, False, True]), TypeError, "lengths must be integers, got torch.bool"),
     "long": (torch.tensor([1, 5, 2]), ValueError, r"lengths must be in 0\.\.4, the steps of input, got 5"),

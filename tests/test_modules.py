@@ -169,7 +169,7 @@ def test_packed_states_of_another_batch_are_refused():
     hx = torch.randn(1, 4, 7), torch.randn(1, 4, 7)
     with pytest.raises(ValueError, match=r"hx\[0\] must be \[1, 3, 7\] for this input, got \[1, 4, 7\]"):
         lstm(packed, hx)
-    with pytest.raises(ValueError, match="hx must have 3 rows as the PackedSequence, got 4"):
+    with pytest.raises(ValueError, match="hx must have a batch of 3 as the PackedSequence, got 4"):
         fusedlstm.lstm(packed, hx, list(lstm.parameters()))
 
 
