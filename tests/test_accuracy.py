@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from accuracy import Tf32Products, assert_as_accurate, rounded_to_tf32
+from comparison import Tf32Products, rounded_to_tf32
 from torch.nn import functional as F
+
+from benchmarks.accuracy import assert_as_accurate
 
 
 def _named(value: float, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

@@ -5,12 +5,13 @@ from itertools import product
 
 import pytest
 import torch
-from accuracy import assert_as_accurate, random_state, reference_lstm, results, unless_onednn_refuses
+from comparison import random_state, reference_lstm, results, unless_onednn_refuses
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedlstm
+from benchmarks.accuracy import assert_as_accurate
 from fusedlstm import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import Tf32Products, assert_as_accurate, random_state, reference_lstm, results
 from cases import CASES, DTYPES, Case
+from comparison import Tf32Products, random_state, reference_lstm, results
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fusedlstm
+from benchmarks.accuracy import assert_as_accurate
 
 # What torch says of its own paths when they are compared with ours.
 pytestmark = [

@@ -6,12 +6,13 @@ import re
 
 import pytest
 import torch
-from accuracy import assert_as_accurate, random_state
 from cases import CASES, DTYPES
+from comparison import random_state
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import fusedlstm
+from benchmarks.accuracy import assert_as_accurate
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 

@@ -61,6 +61,14 @@ def test_the_package_needs_torch_alone(path):
     assert outer <= set(sys.stdlib_module_names) | {"torch"} | extras
 
 
+@pytest.mark.parametrize("folder", ["fusedlstm", "benchmarks"])
+def test_nothing_outside_the_tests_imports_them(folder):
+    """A source distribution comes without tests."""
+    own = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"tests"}
+    for path in (ROOT / folder).rglob("*.py"):
+        assert not own & {name.split(".")[0] for name in _imports(path)}, path
+
+
 def test_importing_the_package_loads_no_extra():
     script = "import sys, fusedlstm; print(sorted({'numpy', 'safetensors', 'tqdm', 'onnxscript'} & set(sys.modules)))"
     torch_alone = script.replace("fusedlstm", "torch")  # which takes numpy where it is installed
