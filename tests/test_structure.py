@@ -17,8 +17,8 @@ MODULES = sorted(path for path in (ROOT / "fusedlstm").rglob("*.py"))
 # What each module of the package may import from it; the compiled module _C is at the bottom.
 MAY_IMPORT = {
     "__init__": {"functional", "modules", "swap"},
-    "__main__": {"info", "lm"},
-    "lm": {"lm", "modules"},
+    "__main__": {"lm"},
+    "lm": {"info", "lm", "modules"},
     "info": {"_C", "__init__"},
     "onnx": {"ops"},
     "swap": {"modules"},
