@@ -11,10 +11,10 @@ def assert_as_accurate(
 ) -> None:
     """Checks every named result by the 2x rule.
 
-    ``torchs`` holds a run of each implementation torch has. Torch's own error is the largest among them, and is
-    itself known only to a rounding: one unit in the last place of the largest value. Without both, the largest
-    error of a few dozen numbers is a matter of luck: over 300 small float32 problems torch's two CPU paths broke
-    the bare rule against each other, for some gradients every fourth time.
+    ``torchs`` holds a run of each implementation torch has. Torch's own error is the largest among them, plus one unit
+    in the last place of the largest value, since it is measured on rounded results. Both are needed, because the
+    largest error of a few dozen numbers varies by chance: over 300 small float32 problems torch's two CPU paths failed
+    the bare rule against each other, for some gradients one time in four.
     """
     for name, true in truth.items():
         for own in torchs:

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 def unless_onednn_refuses(run: Callable[[], Result]) -> Result | None:
     """What ``run`` returns, or None where nn.LSTM failed because oneDNN has no LSTM of the dtype for this processor.
 
-    Under autocast nn.LSTM asks oneDNN for one whatever the processor is: bfloat16 takes AVX-512, float16 AVX512-FP16.
+    Under autocast nn.LSTM uses oneDNN on every processor, where bfloat16 needs AVX-512 and float16 AVX512-FP16.
     """
     try:
         return run()
@@ -43,10 +43,10 @@ def reference_lstm(module: nn.RNNBase, x: Tensor, hx: State, lengths: Tensor | N
 
 
 class Tf32Products(TorchFunctionMode):
-    """Lets the equations round what they multiply to TF32, 10 bits to nearest, forward and backward.
+    """Rounds the factors of the equations' products to TF32, 10 bits to nearest, forward and backward.
 
-    It is what float32 may be on a GPU. nn.LSTM itself is no measure of that: for some sizes cuDNN does without TF32
-    (H 127, N 7: a seventh of its error) where others have it.
+    float32 layers may use TF32 on a GPU. nn.LSTM alone does not show its error: for some sizes cuDNN does not use TF32
+    (at H 127, N 7 the error is a seventh of what TF32 gives).
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):

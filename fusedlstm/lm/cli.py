@@ -208,7 +208,7 @@ def _train_in_group(args: argparse.Namespace, interrupt: Interrupt) -> int:
         f"{trainer.corpus.vocabulary.size:,}; steps {trainer.step + 1} to {config.steps} into {out}{processes}",
         sys.stderr,
     )
-    if parallel.agree(interrupt.requested):
+    if parallel.any_process(interrupt.requested):
         say("interrupted before the first step", sys.stderr)
         return _INTERRUPTED
     result = _train_and_save(trainer, args, interrupt)
@@ -257,10 +257,10 @@ def _train_and_save(trainer: Trainer, args: argparse.Namespace, interrupt: Inter
             until = (trainer.step // args.eval_every + 1) * args.eval_every
             trainer.run(until, progress.update, stop=lambda: interrupt.requested or late())
             trainer.save(args.out)
-            if parallel.agree(interrupt.requested):
+            if parallel.any_process(interrupt.requested):
                 return None
             result = f"step {trainer.step}/{config.steps}  held-out {trainer.evaluate()}"
-            if trainer.step == config.steps or parallel.agree(late()):
+            if trainer.step == config.steps or parallel.any_process(late()):
                 return result
             progress.say(result)
 
