@@ -88,7 +88,7 @@ wheel-check: wheel
 		folder=build/torch-$$torch; \
 		$(PYTHON) -m venv --clear $$folder; \
 		$$folder/bin/python -m pip install --quiet torch==$$torch numpy pytest hypothesis $(DIST)/*-manylinux*.whl; \
-		cp -r tests pyproject.toml $$folder; \
+		cp -r tests benchmarks pyproject.toml $$folder; \
 		(cd $$folder && bin/python -m fusedlstm info && \
 			bin/python -m pytest -q -k "not emulated" $(WHEEL_TESTS:%=tests/test_%.py)); \
 	done

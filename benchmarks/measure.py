@@ -18,12 +18,12 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark.utils.timer import timer
 
 from benchmarks import environment
+from benchmarks.accuracy import assert_as_accurate
 from benchmarks.cases import DTYPES, Case
 from benchmarks.providers import Contestant, Provider, State, without_fast_path
 from benchmarks.records import Row
 from fusedlstm import _C
 from fusedlstm.lm import LanguageModel
-from tests.accuracy import assert_as_accurate
 
 BASELINE = "torch"
 _PAUSE = 0.02  # seconds in which the process must use no more than a tenth of a core before it is timed

@@ -1,7 +1,7 @@
 """A stack of LSTM layers as a function: layers in order, dropout between them."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -9,12 +9,39 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import ops
-from fusedlstm.packing import Packing, rows
+from fusedlstm.packing import Packing, batch_size
+
+State = tuple[Tensor, Tensor]
+_LayerInputs = tuple[Tensor, Tensor, Sequence[Tensor]]  # h0, c0 and weights, as ops.lstm_layer takes them
 
 
+@overload
+def lstm(
+    input: Tensor, hx: State, weights: Sequence[Tensor], *, num_layers: int = 1, bidirectional: bool = False,
+    dropout: float = 0.0, training: bool = False, batch_first: bool = False, lengths: Tensor | None = None,
+    resets: Tensor | None = None, return_states: Literal[False] = False, recompute: bool = False,
+) -> tuple[Tensor, State]: ...  # fmt: skip
+@overload
+def lstm(
+    input: Tensor, hx: State, weights: Sequence[Tensor], *, num_layers: int = 1, bidirectional: bool = False,
+    dropout: float = 0.0, training: bool = False, batch_first: bool = False, lengths: Tensor | None = None,
+    resets: Tensor | None = None, return_states: Literal[True], recompute: bool = False,
+) -> tuple[Tensor, State, State]: ...  # fmt: skip
+@overload
+def lstm(
+    input: Tensor, hx: State, weights: Sequence[Tensor], *, num_layers: int = 1, bidirectional: bool = False,
+    dropout: float = 0.0, training: bool = False, batch_first: bool = False, lengths: Tensor | None = None,
+    resets: Tensor | None = None, return_states: bool, recompute: bool = False,
+) -> tuple[Tensor, State] | tuple[Tensor, State, State]: ...  # fmt: skip
+@overload
+def lstm(
+    input: PackedSequence, hx: State, weights: Sequence[Tensor], *, num_layers: int = 1, bidirectional: bool = False,
+    dropout: float = 0.0, training: bool = False, batch_first: bool = False, lengths: None = None,
+    resets: None = None, return_states: Literal[False] = False, recompute: bool = False,
+) -> tuple[PackedSequence, State]: ...  # fmt: skip
 def lstm(
     input: Tensor | PackedSequence,
-    hx: tuple[Tensor, Tensor],
+    hx: State,
     weights: Sequence[Tensor],
     *,
     num_layers: int = 1,
@@ -30,8 +57,8 @@ def lstm(
     """Runs a stack of LSTM layers with the given weights.
 
     Args:
-        input: [T, N, I] ([N, T, I] with ``batch_first``), or a PackedSequence whose rows are in the order of
-            ``hx`` once sorted; float32, float64, bfloat16 or float16.
+        input: [T, N, I] ([N, T, I] with ``batch_first``), or a PackedSequence whose sequences, once sorted, are in the
+            order of ``hx``; float32, float64, bfloat16 or float16.
         hx: first hidden state [num_layers * D, N, P] and cell state [num_layers * D, N, H], where D is 2 when
             ``bidirectional``, else 1, and P is H without a projection; dtype and device of ``input``.
         weights: for each layer and direction in turn weight_ih [4H, I], weight_hh [4H, P], then bias_ih and
@@ -42,22 +69,22 @@ def lstm(
         dropout: probability with which an output of any layer but the last is zeroed.
         training: whether dropout is active.
         batch_first: whether ``input`` and the output are [N, T, ...]; hx is not affected.
-        lengths: steps of each row, int64 [N] on the device of ``input``, 0 to T, in any order; None means T for
-            all. What ``input`` holds past a row's end is not used. Not with a PackedSequence, which has its own.
-        resets: where a segment of a row begins, bool [T, N] ([N, T] with ``batch_first``) on the device of ``input``:
-            True at (t, n) makes row n's states, of every layer, zero before its step t, and cuts the gradient
-            there. The reverse direction knows the same segments: it leaves one at its first step t and enters the
-            one before, which ends at t - 1, with states of zero. True at t = 0 replaces the forward direction's
-            hx; True past a row's end does nothing. Not with a PackedSequence.
+        lengths: steps of each sequence, int64 [N] on the device of ``input``, 0 to T, in any order; None means T for
+            all. ``input`` is ignored past the end of a sequence. Not with a PackedSequence, which has its own lengths.
+        resets: where a segment of a sequence begins, bool [T, N] ([N, T] with ``batch_first``) on the device of
+            ``input``. True at (t, n) zeroes the states of sequence n, of every layer, before its step t, and cuts the
+            gradient there. The reverse direction has the same segments: it leaves one at its first step t and enters
+            the one before, which ends at t - 1, with states of zero. True at t = 0 replaces the forward direction's
+            hx; True past the end of a sequence has no effect. Not with a PackedSequence.
         return_states: whether every state of every layer is returned too. Not with a PackedSequence.
         recompute: whether the backward pass recomputes the gates, by products over all steps, instead of keeping
             them: less memory for more work.
 
     Returns:
         The output, [T, N, D*P] ([N, T, D*P] with ``batch_first``) or a PackedSequence, and the pair of last
-        states, shaped as ``hx``. With ``lengths`` the output is zero past a row's end and the last states are those
-        of its last step (hx for a row of no steps). With ``return_states`` also a pair (h_all, c_all) of
-        [num_layers * D, T, N, P] and [num_layers * D, T, N, H]: the states after each step, zero past a row's end.
+        states, shaped as ``hx``. With ``lengths`` the output is zero past the end of a sequence and the last states
+        are those of its last step (hx for a sequence of no steps). With ``return_states`` also a pair (h_all, c_all)
+        of [num_layers * D, T, N, P] and [num_layers * D, T, N, H]: the states after each step, zero past the end.
 
     Raises:
         ValueError: ``num_layers`` is below 1, ``weights`` cannot be divided among the layers and directions, or a
@@ -73,114 +100,85 @@ def lstm(
         >>> y.shape
         torch.Size([7, 5, 4])
     """
+    directions = 2 if bidirectional else 1
+    layers = _layers(hx, weights, num_layers, directions)
     p = dropout if training else 0.0
     if isinstance(input, PackedSequence):
         given = {"lengths": lengths is not None, "resets": resets is not None, "return_states": return_states}
         for name in (name for name, is_given in given.items() if is_given):
             raise ValueError(f"lstm: {name} must not come with a PackedSequence; use pad_packed_sequence(input)")
-        return _packed(input, hx, weights, num_layers, bidirectional, p, recompute)
+        return _packed(input, layers, hx[0].shape[1], p, recompute)
     x = input.transpose(0, 1) if batch_first else input
     if resets is not None and batch_first:
         resets = resets.transpose(0, 1)
-    if lengths is not None:  # the gradient of weight_ih would multiply what stands there, NaN too, by zero
+    if lengths is not None:  # the gradient of weight_ih multiplies the padding by zero, and NaN times zero is NaN
         past = torch.arange(x.shape[0], device=x.device)[:, None] >= lengths
         x = x.masked_fill(past[:, :, None], 0)
-    layers = _stack(
-        x, hx, weights, num_layers, bidirectional, p, lengths, resets, keep_states=return_states, recompute=recompute
-    )
-    y = layers.y.transpose(0, 1) if batch_first else layers.y
+    options = ops.LayerOptions(lengths, resets, keep_cells=return_states, recompute=recompute)
+    results = _run(x, layers, p, options)
+    y = results.y.transpose(0, 1) if batch_first else results.y
     if not return_states:
-        return y, layers.last
-    directions = 2 if bidirectional else 1
-    h_all, c_all = (torch.cat([_by_direction(each, directions) for each in every]) for every in (layers.h, layers.c))
-    return y, layers.last, (h_all, c_all)
+        return y, results.last
+    h_all, c_all = (torch.cat([_by_direction(each, directions) for each in every]) for every in results.states)
+    return y, results.last, (h_all, c_all)
 
 
-def _by_direction(states: Tensor, directions: int) -> Tensor:
-    """[T, N, D*H] as [D, T, N, H]."""
-    T, N, width = states.shape
-    return states.reshape(T, N, directions, width // directions).permute(2, 0, 1, 3)
-
-
-def _packed(
-    input: PackedSequence,
-    hx: tuple[Tensor, Tensor],
-    weights: Sequence[Tensor],
-    num_layers: int,
-    bidirectional: bool,
-    dropout: float,
-    recompute: bool,
-) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
-    N = hx[0].shape[1]
-    if not torch.compiler.is_compiling() and rows(input) != N:
-        raise ValueError(f"lstm: hx must have {rows(input)} rows as the PackedSequence, got {N}")
-    packing = Packing(input, N)
-    x = packing.pad(input.data)
-    layers = _stack(
-        x, hx, weights, num_layers, bidirectional, dropout, packing.lengths, packing=packing, recompute=recompute
-    )
-    data = packing.pack(layers.y)
-    return PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices), layers.last
-
-
-class _Layers(NamedTuple):
-    y: Tensor  # of the last layer
-    last: tuple[Tensor, Tensor]
-    h: list[Tensor]  # of each layer, [T, N, D*P]; empty unless states are kept
-    c: list[Tensor]  # of each layer, [T, N, D*H]; likewise
-
-
-def _stack(
-    x: Tensor,
-    hx: tuple[Tensor, Tensor],
-    weights: Sequence[Tensor],
-    num_layers: int,
-    bidirectional: bool,
-    dropout: float,
-    lengths: Tensor | None = None,
-    resets: Tensor | None = None,
-    *,
-    packing: Packing | None = None,
-    keep_states: bool = False,
-    recompute: bool = False,
-) -> _Layers:
+def _layers(hx: State, weights: Sequence[Tensor], num_layers: int, directions: int) -> list[_LayerInputs]:
     if num_layers < 1:
         raise ValueError(f"lstm: num_layers must be at least 1, got {num_layers}")
-    directions = 2 if bidirectional else 1
     each, rest = divmod(len(weights), num_layers)
     if rest or each % directions:
         raise ValueError(
             f"lstm: weights must hold as many tensors for each of {num_layers} layers x {directions} directions,"
             f" got {len(weights)}"
         )
+    if num_layers == 1:
+        return [(*hx, weights)]
+    h0, c0 = (torch.split(state, directions) for state in hx)
+    return [(h0[n], c0[n], weights[n * each : (n + 1) * each]) for n in range(num_layers)]
+
+
+def _packed(
+    input: PackedSequence, layers: list[_LayerInputs], N: int, dropout: float, recompute: bool
+) -> tuple[PackedSequence, State]:
+    if not torch.compiler.is_compiling() and batch_size(input) != N:
+        raise ValueError(f"lstm: hx must have a batch of {batch_size(input)} as the PackedSequence, got {N}")
+    packing = Packing(input, N)
+    options = ops.LayerOptions(packing.lengths, recompute=recompute, cpu_autocast=False)
+    results = _run(packing.pad(input.data), layers, dropout, options, packing)
+    data = packing.pack(results.y)
+    return PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices), results.last
+
+
+class _Results(NamedTuple):
+    y: Tensor  # of the last layer, [T, N, D*P]
+    last: State
+    states: tuple[list[Tensor], list[Tensor]]  # [T, N, D*P] and [T, N, D*H] of each layer; empty unless kept
+
+
+def _run(
+    x: Tensor, layers: list[_LayerInputs], dropout: float, options: ops.LayerOptions, packing: Packing | None = None
+) -> _Results:
     h, c, h_n, c_n = [], [], [], []
-    for layer in range(num_layers):
-        if layer > 0 and dropout > 0:
+    for number, layer in enumerate(layers):
+        if number > 0 and dropout > 0:
             x = _dropout(x, dropout, packing)
-        state, of_layer = hx, weights
-        if num_layers > 1:
-            first = layer * directions
-            state = hx[0][first : first + directions], hx[1][first : first + directions]
-            of_layer = weights[layer * each : (layer + 1) * each]
-        x, h_last, c_last, cells = ops.lstm_layer(
-            x,
-            *state,
-            of_layer,
-            lengths,
-            resets,
-            keep_cells=keep_states,
-            recompute=recompute,
-            cpu_autocast=packing is None,
-        )
+        x, h_last, c_last, cells = ops.lstm_layer(x, *layer, options)
         h_n.append(h_last)
         c_n.append(c_last)
-        if cells is not None:  # otherwise a layer's output is free again once the next layer is done
+        if cells is not None:  # otherwise the output of a layer is freed once the next layer has run
             h.append(x)
             c.append(cells)
-    last = (h_n[0], c_n[0]) if num_layers == 1 else (torch.cat(h_n), torch.cat(c_n))
-    return _Layers(x, last, h, c)
+    last = (h_n[0], c_n[0]) if len(layers) == 1 else (torch.cat(h_n), torch.cat(c_n))
+    return _Results(x, last, (h, c))
 
 
 def _dropout(x: Tensor, p: float, packing: Packing | None) -> Tensor:
-    """torch's own dropout; for packed sequences drawn over the valid steps alone, for nn.LSTM's masks."""
+    """torch's own dropout; for packed sequences it draws for the valid steps alone, as nn.LSTM does."""
     return F.dropout(x, p) if packing is None else packing.pad(F.dropout(packing.pack(x), p))
+
+
+def _by_direction(states: Tensor, directions: int) -> Tensor:
+    """[T, N, D*H] as [D, T, N, H]."""
+    T, N, width = states.shape
+    return states.reshape(T, N, directions, width // directions).permute(2, 0, 1, 3)

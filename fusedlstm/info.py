@@ -1,4 +1,4 @@
-"""What was built, and what can run here: the text of ``python -m fusedlstm info``."""
+"""How the package was built and what it can use here: the text of ``python -m fusedlstm info``."""
 
 import platform
 
@@ -9,10 +9,10 @@ from fusedlstm import _C
 
 
 def report() -> str:
-    """Describes this installation in lines of ``name: value``, as bug reports should quote it.
+    """Describes this installation, for bug reports.
 
     Returns:
-        Versions, how the extension was built, what the processor and the GPU offer, which kernels are usable.
+        A line each for versions, the build, the processor, the GPU, and which kernels are usable.
 
     Example:
         >>> print(report())  # doctest: +SKIP

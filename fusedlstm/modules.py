@@ -10,14 +10,19 @@ from fusedlstm import functional, ops, packing
 
 State = tuple[Tensor, Tensor]
 
+_CELL_OPTIONS = ops.LayerOptions(cpu_autocast=False)
+
 
 class LSTM(nn.RNNBase):
     """``nn.LSTM`` with fused kernels: the same arguments, parameters, ``state_dict`` and results.
 
-    Differences from ``nn.LSTM``: the backward pass works in eval mode, second derivatives work (through plain
-    torch: slow but right), a sequence of no steps gives an empty output, weights are read by name at every call, so
-    that parametrizations, weight norm and weight drop are seen, and ``forward`` takes the lengths of a padded batch
-    and the places where a row begins anew, and gives every state.
+    Differences from ``nn.LSTM``:
+
+    - The backward pass works in eval mode.
+    - Second derivatives work, on a slow path in plain torch.
+    - A sequence of no steps gives an empty output.
+    - Weights are read by name at every call, so parametrizations, weight norm and weight drop take effect.
+    - ``forward`` takes the lengths of a padded batch and the steps where segments begin, and can return every state.
 
     Args:
         input_size: features I of the input.
@@ -46,7 +51,7 @@ class LSTM(nn.RNNBase):
         (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
 
-    recompute: bool = False  # of an nn.LSTM that replace_lstm has made one of these
+    recompute: bool = False  # replace_lstm changes the class of a module and does not call __init__
 
     def __init__(
         self,
@@ -85,7 +90,7 @@ class LSTM(nn.RNNBase):
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
     def flatten_parameters(self) -> None:
-        """Does nothing: the kernels read the parameters where they are (``nn.LSTM`` moves them into one buffer)."""
+        """Does nothing: the kernels need no common buffer, into which ``nn.LSTM`` moves its parameters."""
 
     @overload
     def forward(
@@ -143,28 +148,28 @@ class LSTM(nn.RNNBase):
                 dtype and device of the parameters.
             hx: first states (h_0, c_0) of [num_layers * D, N, P] and [num_layers * D, N, H], without N for
                 one sequence; zeros if None. D is 2 if bidirectional, else 1; P is ``proj_size`` or else H.
-            lengths: steps of each row of a batch, integers [N] from 0 to T in any order and on any device; None
-                means T for all. The rest of ``input`` is not used, whatever it holds; the reverse direction starts
-                at each row's own last step. On a GPU a length out of range is cut to it, for to see it would take a
-                wait for the device.
-            resets: where a segment of a row begins, such as an episode: bool [T, N], [N, T] with ``batch_first``,
-                [T] for one sequence, on the device of ``input``. True at (t, n) makes row n's states, of every layer,
-                zero before its step t; nothing, not even NaN, and no gradient crosses that border. The reverse
-                direction knows the same segments and enters each from its end, with states of zero::
+            lengths: steps of each sequence of a batch, integers [N] from 0 to T in any order and on any device; None
+                means T for all. ``input`` is ignored past the end of a sequence, NaN included; the reverse direction
+                starts at the last step of each sequence. On a GPU a length out of range is clamped, since checking it
+                would need a host synchronisation.
+            resets: where a segment of a sequence, such as an episode, begins: bool [T, N], [N, T] with
+                ``batch_first``, [T] for one sequence, on the device of ``input``. True at (t, n) zeroes the states of
+                sequence n, of every layer, before its step t. No value, not even NaN, and no gradient crosses that
+                border. The reverse direction has the same segments and enters each from its end, with states of zero::
 
                     resets   .  .  1  .  .        segments  a a | b b b
                     forward  hx -> a a | 0 -> b b b -> h_n
                     reverse  h_n <- a a <- 0 | b b b <- hx
 
-                True at t = 0 replaces the forward direction's hx; True past a row's end does nothing.
+                True at t = 0 replaces the forward direction's hx; True past the end of a sequence has no effect.
             return_states: whether the states after every step are returned too.
 
         Returns:
             The output, [T, N, D*P] or as ``input`` is laid out, and the last states (h_n, c_n), shaped as hx. With
-            ``lengths`` the output is zero past a row's end and the last states are those of its last step (hx for a
-            row of no steps). With ``return_states`` also (h_all, c_all), [num_layers * D, T, N, P] and
-            [num_layers * D, T, N, H] whatever ``batch_first`` is (without N for one sequence), zero past a row's
-            end; gradients flow into all of them.
+            ``lengths`` the output is zero past the end of a sequence and the last states are those of its last step
+            (hx for a sequence of no steps). With ``return_states`` also (h_all, c_all), [num_layers * D, T, N, P] and
+            [num_layers * D, T, N, H] whatever ``batch_first`` is (without N for one sequence), zero past the end of a
+            sequence. All of them are differentiable.
 
         Raises:
             TypeError: an argument is of the wrong type.
@@ -177,8 +182,8 @@ class LSTM(nn.RNNBase):
             >>> output[4:, 0].any(), c_all.shape
             (tensor(False), torch.Size([2, 7, 3, 20]))
 
-            A rollout of an agent, whose episodes end in mid-sequence: ``done[t]`` says that step t was the last of its
-            episode, so the next step begins a new one; the state goes on into the next rollout:
+            A rollout of an agent, whose episodes end in mid-sequence. ``done[t]`` says that step t was the last of its
+            episode, so the next step begins a new one. The state is carried on into the next rollout:
 
             >>> lstm, state = fusedlstm.LSTM(10, 20), None
             >>> begins = torch.zeros(3, dtype=torch.bool)
@@ -199,7 +204,7 @@ class LSTM(nn.RNNBase):
         weights = [getattr(self, name) for name in self._flat_weights_names]
         if isinstance(input, PackedSequence):
             self._check_input(input.data, weights[0], packed=True)
-            state = self._initial_state(hx, input.data, packing.rows(input, hx), batched=True)
+            state = self._initial_state(hx, input.data, packing.batch_size(input, hx), batched=True)
             options = {"lengths": lengths, "resets": resets, "return_states": return_states}
             output, state = self._run(input, self.permute_hidden(state, input.sorted_indices), weights, **options)
             return output, self.permute_hidden(state, input.unsorted_indices)
@@ -221,7 +226,7 @@ class LSTM(nn.RNNBase):
         output, *states = self._run(
             input.unsqueeze(batch_dim), state, weights, resets=resets, return_states=return_states
         )
-        # The batch is dimension 1 of the last states and 2 of all states.
+        # The batch is dimension 1 of (h_n, c_n) and 2 of (h_all, c_all).
         return output.squeeze(batch_dim), *((h.squeeze(dim), c.squeeze(dim)) for dim, (h, c) in enumerate(states, 1))
 
     if TYPE_CHECKING:  # a call is nn.Module's, typed as forward
@@ -299,8 +304,8 @@ class LSTMCell(nn.RNNCellBase):
         """Runs one step.
 
         Args:
-            input: [N, I], or [I] for one row; dtype and device of the parameters.
-            hx: states (h, c) before the step, each [N, H], or [H] for one row; zeros if None.
+            input: [N, I], or [I] unbatched; dtype and device of the parameters.
+            hx: states (h, c) before the step, each [N, H], or [H] unbatched; zeros if None.
 
         Returns:
             The states (h, c) after the step, shaped as hx.
@@ -316,8 +321,8 @@ class LSTMCell(nn.RNNCellBase):
                 f" got {list(input.shape)}"
             )
         _check_like("lstm_cell", "input", input, "the parameters", self.weight_ih)
-        rows = input if input.dim() == 2 else input[None]
-        shape = (rows.shape[0], self.hidden_size)
+        batch = input if input.dim() == 2 else input[None]
+        shape = (batch.shape[0], self.hidden_size)
         if hx is None:
             h0 = c0 = input.new_zeros(shape)
         else:
@@ -325,7 +330,7 @@ class LSTMCell(nn.RNNCellBase):
         weights = [self.weight_ih, self.weight_hh]
         if self.bias:
             weights += [self.bias_ih, self.bias_hh]
-        _, h, c, _ = ops.lstm_layer(rows[None], h0[None], c0[None], weights, cpu_autocast=False)
+        _, h, c, _ = ops.lstm_layer(batch[None], h0[None], c0[None], weights, _CELL_OPTIONS)
         return (h[0], c[0]) if input.dim() == 2 else (h[0, 0], c[0, 0])
 
     if TYPE_CHECKING:  # a call is nn.Module's, typed as forward
@@ -355,18 +360,18 @@ def _check_device(function: str, name: str, value: Tensor, other_name: str, othe
 
 
 def _check_lengths(lengths: Any, input: Tensor, N: int, T: int) -> Tensor:
-    """lengths as int64 on the device of input; values are looked at only where that waits for no device."""
+    """lengths as int64 on the device of input; their values are checked only if no host synchronisation is needed."""
     _check_tensor("lstm", "lengths", lengths)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"lstm: lengths must be integers, got {lengths.dtype}; use lengths.long()")
     if list(lengths.shape) != [N]:
-        raise ValueError(f"lstm: lengths must be [{N}], one for each row of input, got {list(lengths.shape)}")
+        raise ValueError(f"lstm: lengths must be [{N}], one for each sequence of input, got {list(lengths.shape)}")
     if lengths.device.type == "cpu" and N > 0 and not torch.compiler.is_compiling() and not ops.transformed():
         low, high = (int(value) for value in lengths.aminmax())
         if low < 0 or high > T:
             raise ValueError(f"lstm: lengths must be in 0..{T}, the steps of input, got {low if low < 0 else high}")
-    row_lengths: Tensor = lengths.to(device=input.device, dtype=torch.int64, non_blocking=True)
-    return row_lengths
+    converted: Tensor = lengths.to(device=input.device, dtype=torch.int64, non_blocking=True)
+    return converted
 
 
 def _check_resets(resets: Any, input: Tensor) -> None:
@@ -383,7 +388,7 @@ def _check_resets(resets: Any, input: Tensor) -> None:
 def _check_state(
     function: str, hx: Any, input: Tensor, shapes: tuple[tuple[int, ...], ...], batch_dim: int | None
 ) -> State:
-    """hx as two tensors of the given shapes; a missing batch dimension is put in at batch_dim."""
+    """hx as two tensors of the given shapes; if batch_dim is given, hx lacks that dimension and it is inserted."""
     if not isinstance(hx, tuple | list) or len(hx) != 2:
         raise TypeError(f"{function}: hx must be a pair (h_0, c_0) of tensors, got {type(hx).__name__}")
     checked = []

@@ -1,4 +1,4 @@
-"""The package's operators as ONNX's own LSTM, for torch.onnx; needs the package onnxscript."""
+"""Translates the package's operators to ONNX's LSTM operator, for torch.onnx; needs the package onnxscript."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,9 +19,9 @@ _ops = torch.ops.fusedlstm
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Tells ``torch.onnx.export(..., dynamo=True)`` how to write the LSTMs of a model.
+    """Translations with which ``torch.onnx.export(..., dynamo=True)`` exports the LSTMs of a model.
 
-    Each layer becomes one LSTM operator of ONNX, for any number of steps and rows where ``dynamic_shapes`` says so.
+    Each layer becomes one LSTM operator of ONNX. ``dynamic_shapes`` may make the steps and the batch dynamic.
 
     Returns:
         A value for ``custom_translation_table``.
@@ -57,7 +57,7 @@ def _layer(
     steps: Any = None if lengths is None else op.Cast(lengths, to=ir.DataType.INT32)
     kind = "bidirectional" if D == 2 else "forward"
     y, h_n, c_n = op.LSTM(x, stacked(0), stacked(1), bias, steps, h0, c0, hidden_size=H, direction=kind)
-    if lengths is not None:  # of a row of no steps the standard does not say that it keeps its states
+    if lengths is not None:  # the standard does not say what the last states of a sequence of no steps are
         some = op.Reshape(op.Greater(lengths, _integers(0)), _integers(1, -1, 1))
         h_n, c_n = op.Where(some, h_n, h0), op.Where(some, c_n, c0)
     y = op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), _integers(0, 0, D * H))  # from [T, D, N, H]
@@ -82,7 +82,7 @@ def _layer_and_kept(
 
 
 def _in_onnx_order(weight: Any) -> Any:
-    """[4H, ...] of gates i, f, g, o as [1, 4H, ...] of i, o, f, g; exporter or runtime fold it into the weight."""
+    """[4H, ...] of gates i, f, g, o as [1, 4H, ...] of i, o, f, g; the exporter folds it into the weight."""
     gates = op.Gather(op.Reshape(weight, _integers(4, -1)), _integers(0, 3, 1, 2), axis=0)
     return op.Reshape(gates, _integers(1, *weight.shape))
 

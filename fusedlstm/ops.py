@@ -1,7 +1,7 @@
 """The operators of fusedlstm._C as torch sees them: typed calls, fake kernels, autograd."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,23 +22,35 @@ _ops = torch.ops.fusedlstm
 _DEVICES = ("cpu", "meta", "cuda") if _C.build_info()["cuda"] else ("cpu", "meta")
 
 
+class LayerOptions(NamedTuple):
+    """What a call says of its layers besides their tensors; the same for each of them.
+
+    Attributes:
+        lengths: steps of each sequence, int64 [N], 0 to T, on the device of the input; None means T for all.
+        resets: where a segment begins, bool [T, N], on the device of the input; see :func:`fusedlstm.lstm`.
+        keep_cells: whether every cell state is returned too.
+        recompute: whether the backward pass recomputes gates and cell states instead of keeping them.
+        cpu_autocast: whether the layer computes in autocast's dtype on a CPU too.
+    """
+
+    lengths: Tensor | None = None
+    resets: Tensor | None = None
+    keep_cells: bool = False
+    recompute: bool = False
+    cpu_autocast: bool = True
+
+
+DEFAULT_OPTIONS = LayerOptions()
+
+
 def lstm_layer(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    weights: Sequence[Tensor],
-    lengths: Tensor | None = None,
-    resets: Tensor | None = None,
-    *,
-    keep_cells: bool = False,
-    recompute: bool = False,
-    cpu_autocast: bool = True,
+    x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], options: LayerOptions = DEFAULT_OPTIONS
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Runs one layer, all its directions, as one operator and one autograd node.
 
-    Under autocast every tensor may have a dtype of its own, other than float64. They are cast to autocast's, each once,
-    and the results have it, as those of ``nn.LSTM``. On a CPU ``nn.LSTM`` keeps float32 states of packed sequences and
-    cells, and float32 cell states of a projection: such a layer is computed in float32 here, and only its results are
+    Under autocast the tensors may differ in dtype, but none may be float64. Each is cast once to autocast's dtype,
+    which the results have too, as those of ``nn.LSTM``. On a CPU ``nn.LSTM`` keeps float32 states of packed sequences
+    and cells, and float32 cell states of a projection: such a layer computes in float32 here, and only its results are
     cast.
 
     Args:
@@ -46,19 +58,15 @@ def lstm_layer(
         h0: first hidden state of each direction, [D, N, P], dtype and device of ``x``.
         c0: first cell state of each direction, [D, N, H], dtype and device of ``x``.
         weights: as in :func:`fusedlstm.reference.layer`, dtype and device of ``x``.
-        lengths: steps of each row, int64 [N], 0 to T, on the device of ``x``; None means T for all.
-        resets: where a segment begins, bool [T, N], on the device of ``x``; see :func:`fusedlstm.lstm`.
-        keep_cells: whether every cell state is returned too.
-        recompute: whether the backward pass recomputes gates and cell states instead of keeping them.
-        cpu_autocast: whether autocast on a CPU is to lower this layer.
+        options: see :class:`LayerOptions`.
 
     Returns:
-        y [T, N, D*P] (zero past a row's length), h_n [D, N, P], c_n [D, N, H], and the cell states [T, N, D*H]
-        (zero past a row's length, in the dtype of ``x``) or None.
+        y [T, N, D*P], h_n [D, N, P], c_n [D, N, H], and the cell states [T, N, D*H] in the dtype of ``x``, or None.
+        y and the cell states are zero past the end of a sequence.
 
     Raises:
         RuntimeError: a shape or dtype does not fit, a length lies outside 0..T, or the device has no kernels.
-            On a GPU a length outside 0..T is cut to it instead: to see it would take a wait for the device.
+            On a GPU a length outside 0..T is clamped instead, since checking it would need a host synchronisation.
 
     Example:
         >>> x, state = torch.randn(5, 2, 3), torch.zeros(1, 2, 4)
@@ -72,22 +80,22 @@ def lstm_layer(
             " or use nn.LSTM (fusedlstm.restore_lstm)"
         )
     if not autocasts(x, h0, c0, *weights):
-        return _run(x, h0, c0, list(weights), lengths, resets, keep_cells, recompute)
+        return _run(x, h0, c0, list(weights), options)
     kind = x.device.type
     lower = torch.get_autocast_dtype(kind)
     projected = h0.shape[-1] != c0.shape[-1]
     compute, h_dtype, c_dtype = lower, lower, lower
-    if kind == "cpu" and (projected or not cpu_autocast):
+    if kind == "cpu" and (projected or not options.cpu_autocast):
         compute, c_dtype = torch.float32, torch.promote_types(lower, c0.dtype)
         h_dtype = lower if projected else c_dtype
     with torch.autocast(kind, enabled=False):
         x, h0, c0, *weights = (tensor.to(compute) for tensor in (x, h0, c0, *weights))
-        y, h_n, c_n, cell = _run(x, h0, c0, weights, lengths, resets, keep_cells, recompute)
-    return y.to(h_dtype), h_n.to(h_dtype), c_n.to(c_dtype), None if cell is None else cell.to(c_dtype)
+        y, h_n, c_n, cells = _run(x, h0, c0, weights, options)
+    return y.to(h_dtype), h_n.to(h_dtype), c_n.to(c_dtype), None if cells is None else cells.to(c_dtype)
 
 
 def autocasts(*tensors: Tensor) -> bool:
-    """Whether autocast is on for these tensors, which it is not for float64 and integers."""
+    """Whether autocast casts these tensors; it casts neither float64 nor integers."""
     kind = tensors[0].device.type
     if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
         return False
@@ -95,46 +103,38 @@ def autocasts(*tensors: Tensor) -> bool:
 
 
 def _run(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    weights: list[Tensor],
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    keep_cells: bool,
-    recompute: bool,
+    x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor], options: LayerOptions
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    lengths, resets, keep_cells = options.lengths, options.resets, options.keep_cells
     if transformed():
-        y, h_n, c_n, cell = reference.layer(x, h0, c0, weights, lengths, resets)
-        return y, h_n, c_n, cell if keep_cells else None
+        y, h_n, c_n, cells = reference.layer(x, h0, c0, weights, lengths, resets)
+        return y, h_n, c_n, cells if keep_cells else None
     tf32 = x.is_cuda and x.dtype == torch.float32 and _tf32_allowed()
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, h0, c0, *weights))
-    if keep_cells or differentiable:
-        # Of an exported program it is not known whether it will ever run backwards: it keeps nothing for that.
-        keep_gates = differentiable and not recompute and not torch.compiler.is_exporting()
-        kept = (keep_cells or keep_gates, keep_gates)
-        if differentiable and not torch.compiler.is_compiling():
-            y, h_n, c_n, cell, _gates = _Layer.apply(  # type: ignore[no-untyped-call]
-                x, h0, c0, lengths, resets, tf32, *kept, *weights
-            )
-        else:
-            y, h_n, c_n, cell, _gates = _ops.lstm_forward(x, h0, c0, weights, lengths, resets, tf32, *kept)
-        return y, h_n, c_n, cell.to(x.dtype) if keep_cells else None
-    y, h_n, c_n = _ops.lstm_inference(x, h0, c0, weights, lengths, resets, tf32)
-    return y, h_n, c_n, None
+    if not (keep_cells or differentiable):
+        y, h_n, c_n = _ops.lstm_inference(x, h0, c0, weights, lengths, resets, tf32)
+        return y, h_n, c_n, None
+    # An exported program may never run backwards, so it keeps nothing for the backward pass.
+    keep_gates = differentiable and not options.recompute and not torch.compiler.is_exporting()
+    settings = (lengths, resets, tf32, keep_cells or keep_gates, keep_gates)
+    if differentiable and not torch.compiler.is_compiling():
+        y, h_n, c_n, cells, _gates = _Layer.apply(settings, x, h0, c0, *weights)  # type: ignore[no-untyped-call]
+    else:
+        y, h_n, c_n, cells, _gates = _ops.lstm_forward(x, h0, c0, weights, *settings)
+    return y, h_n, c_n, cells.to(x.dtype) if keep_cells else None
 
 
 def transformed() -> bool:
-    """Whether torch.func or forward-mode AD is at work, which take plain torch and not our operators."""
+    """Whether torch.func or forward-mode AD is active; our operators support neither, plain torch supports both."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _tf32_allowed() -> bool:
-    """The switch that nn.LSTM follows on a GPU; torch.backends.cudnn.allow_tf32 sets it too."""
+    """nn.LSTM's own switch for TF32, which torch.backends.cudnn.allow_tf32 sets too."""
     return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined, no-any-return]
 
 
-# What torch.compiler.assume_constant_result does; that would import the whole compiler, 0.9 s, to set this mark.
+# torch.compiler.assume_constant_result sets the same mark, but importing the compiler for it takes 0.9 s.
 _tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -164,8 +164,8 @@ def _fake_forward(
     keep_cells: bool,
     keep_gates: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    cell, gates = _fake_kept(x, c0, keep_cells, keep_gates)
-    return *_fake_inference(x, h0, c0, weights, lengths, resets, allow_tf32), cell, gates
+    cells, gates = _fake_kept(x, c0, keep_cells, keep_gates)
+    return *_fake_inference(x, h0, c0, weights, lengths, resets, allow_tf32), cells, gates
 
 
 @torch.library.register_fake("fusedlstm::lstm_recompute")
@@ -185,9 +185,9 @@ def _fake_recompute(
 def _fake_kept(x: Tensor, c0: Tensor, keep_cells: bool, keep_gates: bool) -> tuple[Tensor, Tensor]:
     T, N, _ = x.shape
     D, _, H = c0.shape
-    kept = torch.promote_types(x.dtype, torch.float32)  # 16-bit types are computed and kept in float32
-    cell_shape, gates_shape = (T, N, D * H) if keep_cells else (0,), (T, N, D * 4 * H) if keep_gates else (0,)
-    return x.new_empty(cell_shape, dtype=kept), x.new_empty(gates_shape, dtype=kept)
+    dtype = torch.promote_types(x.dtype, torch.float32)  # of 16-bit layers too, cell states and gates are float32
+    cells_shape, gates_shape = (T, N, D * H) if keep_cells else (0,), (T, N, D * 4 * H) if keep_gates else (0,)
+    return x.new_empty(cells_shape, dtype=dtype), x.new_empty(gates_shape, dtype=dtype)
 
 
 @torch.library.register_fake("fusedlstm::lstm_backward")
@@ -195,7 +195,7 @@ def _fake_backward(
     grad_y: Tensor | None,
     grad_h_n: Tensor | None,
     grad_c_n: Tensor | None,
-    grad_cell: Tensor | None,
+    grad_cells: Tensor | None,
     x: Tensor,
     h0: Tensor,
     c0: Tensor,
@@ -204,7 +204,7 @@ def _fake_backward(
     resets: Tensor | None,
     allow_tf32: bool,
     y: Tensor,
-    cell: Tensor,
+    cells: Tensor,
     gates: Tensor,
     need_x: bool,
     need_h0: bool,
@@ -219,30 +219,32 @@ def _fake_backward(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, h0, c0, weights, lengths, resets, ctx.allow_tf32, ctx.cells_kept, ctx.gates_kept = inputs
-    y, _h_n, _c_n, cell, gates = output
+    y, _h_n, _c_n, cells, gates = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(gates, *(() if ctx.cells_kept else (cell,)))
-    kept = (cell, gates) if ctx.gates_kept else (None, None)
+    ctx.mark_non_differentiable(gates, *(() if ctx.cells_kept else (cells,)))
+    kept = (cells, gates) if ctx.gates_kept else (None, None)
     ctx.save_for_backward(x, h0, c0, lengths, resets, y, *kept, *weights)
 
 
 class _Layer(torch.autograd.Function):
-    """What `register_autograd` makes of lstm_forward, for eager mode: without its trees a training step of a layer
-    takes 0.1 ms less."""
+    """lstm_forward with its backward pass, for eager mode.
+
+    `register_autograd` flattens and rebuilds the nested arguments; without that a training step takes 0.1 ms less.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        x, h0, c0, lengths, resets, tf32, keep_cells, keep_gates, *weights = arguments
-        inputs = (x, h0, c0, weights, lengths, resets, tf32, keep_cells, keep_gates)
+    def forward(ctx: Any, settings: tuple[Any, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+        x, h0, c0, *weights = tensors
+        inputs = (x, h0, c0, weights, *settings)
         output: tuple[Tensor, ...] = _ops.lstm_forward(*inputs)
         _setup_context(ctx, inputs, output)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        needed: tuple[bool, ...] = ctx.needs_input_grad
-        *of_states, of_weights = _gradients(ctx, grads[:4], needed[:3], needed[8:])
-        return *of_states, None, None, None, None, None, *of_weights
+        _settings, *needed = ctx.needs_input_grad
+        *of_states, of_weights = _gradients(ctx, grads[:4], needed[:3], needed[3:])
+        return None, *of_states, *of_weights
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -253,8 +255,8 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
 def _gradients(
     ctx: Any, grads: Sequence[Tensor | None], needed: Sequence[bool], need_weights: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:
-    """Of x, h0, c0 and the weights, from those of y, h_n, c_n and the cells."""
-    x, h0, c0, lengths, resets, y, cell, gates, *weights = ctx.saved_tensors
+    """Gradients of x, h0, c0 and the weights from those of y, h_n, c_n and the cell states."""
+    x, h0, c0, lengths, resets, y, cells, gates, *weights = ctx.saved_tensors
     if torch.is_grad_enabled():  # create_graph=True: the gradient itself will be differentiated
         grad_x, grad_h0, grad_c0, *grad_weights = _differentiable_backward(
             grads, (x, h0, c0, *weights), (*needed, *need_weights), lengths, resets
@@ -262,10 +264,10 @@ def _gradients(
         return grad_x, grad_h0, grad_c0, grad_weights
     inputs = (x, h0, c0, weights, lengths, resets, ctx.allow_tf32)
     if not ctx.gates_kept:
-        cell, gates = _ops.lstm_recompute(*inputs, y)
+        cells, gates = _ops.lstm_recompute(*inputs, y)
     need_x, need_h0, need_c0 = needed
     grad_x, grad_h0, grad_c0, grad_weights = _ops.lstm_backward(
-        *grads, *inputs, y, cell, gates, need_x, need_h0, [int(need) for need in need_weights]
+        *grads, *inputs, y, cells, gates, need_x, need_h0, [int(need) for need in need_weights]
     )
     return (
         grad_x if need_x else None,

@@ -5,31 +5,31 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 
-def rows(input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None) -> int:
-    """Number of sequences N, from a shape where one tells it: torch.compile does not know the sizes' values."""
+def batch_size(input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None) -> int:
+    """Number of sequences N; from a shape if possible, since torch.compile cannot read values of ``batch_sizes``."""
     if input.sorted_indices is not None:
         return input.sorted_indices.shape[0]
     N = int(input.batch_sizes[0])
     if hx is None or not torch.compiler.is_compiling():
         return N
     torch._check(  # type: ignore[no-untyped-call]
-        hx[0].shape[1] == N, lambda: "lstm: hx must have as many rows as the PackedSequence"
+        hx[0].shape[1] == N, lambda: "lstm: hx must have the batch of the PackedSequence"
     )
     return hx[0].shape[1]
 
 
 class Packing:
-    """Where the S steps of a packed sequence stand among the T * N of a padded one, rows in sorted order.
+    """Positions of the S steps of a packed sequence among the T * N of a padded one, with the batch in sorted order.
 
-    Indexing in place of ``pad_packed_sequence`` and ``pack_padded_sequence``: torch.compile sees through it, and its
-    gradient takes the time of the data once, not once for every step as that of torch's functions.
+    It replaces ``pad_packed_sequence`` and ``pack_padded_sequence`` by indexing, which torch.compile can trace. The
+    gradient of torch's functions costs O(T x data), that of indexing O(data).
 
     Args:
         input: the packed sequence.
         N: how many sequences it holds.
 
     Attributes:
-        lengths: steps of each row, int64 [N], on the device of the data.
+        lengths: steps of each sequence, int64 [N], on the device of the data.
 
     Example:
         >>> packed = pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
@@ -40,8 +40,8 @@ class Packing:
 
     def __init__(self, input: PackedSequence, N: int) -> None:
         sizes, steps = input.batch_sizes, input.data.shape[0]
-        T = sizes.shape[0]  # not len(), which torch.export takes for a constant
-        # Step t holds packed entries first .. first + sizes[t], which belong to places t * N .. t * N + sizes[t].
+        T = sizes.shape[0]  # torch.export takes len() for a constant
+        # The sizes[t] packed entries of step t, which follow those of the steps before, belong at t * N of the padded.
         every_t, every_n, entries = (torch.arange(count, device=sizes.device) for count in (T, N, steps))
         shift = every_t * N - (sizes.cumsum(0) - sizes)
         places = entries + shift.repeat_interleave(sizes, output_size=steps)
@@ -51,7 +51,7 @@ class Packing:
         self._shape = T, N
 
     def pad(self, data: Tensor) -> Tensor:
-        """[S, I] as [T, N, I], zero past a row's end."""
+        """[S, I] as [T, N, I], zero past the end of a sequence."""
         T, N = self._shape
         return data.new_zeros(T * N, data.shape[1]).index_copy(0, self._places, data).view(T, N, data.shape[1])
 

@@ -1,4 +1,4 @@
-"""The equations of an LSTM layer in plain torch: the truth for the tests, and the path of second derivatives."""
+"""The equations of an LSTM layer in plain torch: the tests' reference, and what computes second derivatives."""
 
 from collections.abc import Sequence
 
@@ -23,8 +23,8 @@ def layer(
         c0: first cell state of each direction, [D, N, H].
         weights: per direction weight_ih [4H, I], weight_hh [4H, P], then bias_ih and bias_hh [4H] if there
             are biases, then weight_hr [P, H] if there is a projection.
-        lengths: steps of each row, int64 [N]; None means T for all.
-        resets: where a segment begins, bool [T, N]: its steps start from states of zero, in either direction.
+        lengths: steps of each sequence, int64 [N]; None means T for all.
+        resets: where a segment begins, bool [T, N]; each direction enters a segment with states of zero.
 
     Returns:
         y [T, N, D*P], h_n [D, N, P], c_n [D, N, H] and every cell state [T, N, D*H].
@@ -38,9 +38,9 @@ def layer(
         torch.Size([5, 2, 4])
     """
     each = enumerate(_split(weights, h0.shape[0]))
-    ends = [_direction(x, h0[d], c0[d], w, lengths, resets, d == 1) for d, w in each]
-    y, h_n, c_n, cell = zip(*ends, strict=True)
-    return torch.cat(y, 2), torch.stack(h_n), torch.stack(c_n), torch.cat(cell, 2)
+    directions = [_direction(x, h0[d], c0[d], w, lengths, resets, d == 1) for d, w in each]
+    y, h_n, c_n, cells = zip(*directions, strict=True)
+    return torch.cat(y, 2), torch.stack(h_n), torch.stack(c_n), torch.cat(cells, 2)
 
 
 def _split(weights: Sequence[Tensor], directions: int) -> list[Sequence[Tensor]]:
@@ -61,9 +61,9 @@ def _direction(
     weight_hr = rest.pop() if len(rest) % 2 else None
     bias = rest[0] + rest[1] if rest else None
     T = len(x)
-    y, cell = [x.new_zeros(h.shape)] * T, [x.new_zeros(c.shape)] * T
+    y, cells = [x.new_zeros(h.shape)] * T, [x.new_zeros(c.shape)] * T
     for t in reversed(range(T)) if reverse else range(T):
-        begin = t + 1 if reverse else t  # in reverse a segment is entered from its end, where the next one begins
+        begin = t + 1 if reverse else t  # in reverse a segment is entered from its end, just before the next one begins
         if resets is not None and begin < T:
             enters = resets[begin] if lengths is None else resets[begin] & (begin < lengths)
             h, c = h.masked_fill(enters[:, None], 0), c.masked_fill(enters[:, None], 0)
@@ -72,13 +72,13 @@ def _direction(
         h_t = o.sigmoid() * c_t.tanh()
         if weight_hr is not None:
             h_t = F.linear(h_t, weight_hr)
-        if lengths is not None:  # past its end a row outputs zero and keeps its state
+        if lengths is not None:  # past its end a sequence outputs zero and keeps its state
             live = (t < lengths)[:, None]
-            y[t], cell[t] = h_t.where(live, 0), c_t.where(live, 0)
+            y[t], cells[t] = h_t.where(live, 0), c_t.where(live, 0)
             h, c = h_t.where(live, h), c_t.where(live, c)
         else:
-            y[t], cell[t] = h, c = h_t, c_t
-    return _stack(y, h), h, c, _stack(cell, c)
+            y[t], cells[t] = h, c = h_t, c_t
+    return _stack(y, h), h, c, _stack(cells, c)
 
 
 def _stack(steps: list[Tensor], state: Tensor) -> Tensor:

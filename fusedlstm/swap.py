@@ -1,4 +1,4 @@
-"""Turning the LSTMs of an existing model into fused ones, and back, in place."""
+"""Turns the LSTMs of an existing model into fused ones and back, in place."""
 
 import warnings
 from types import FunctionType
@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from fusedlstm.modules import LSTM, LSTMCell
 
-# A class of torch's and the one to take its place; subclasses are added as they are met.
+# The fused class of each class of torch; that of a subclass is added when the first instance is replaced.
 _FUSED: dict[type[nn.Module], type[nn.Module]] = {nn.LSTM: LSTM, nn.LSTMCell: LSTMCell}
 _PLAIN = {fused: plain for plain, fused in _FUSED.items()}
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -23,8 +23,8 @@ def replace_lstm(model: Model) -> Model:
 
     Only the class of each module changes. Its parameters stay the same objects, so optimizers, tied weights,
     hooks, parametrizations, weight norm, frozen parameters and ``state_dict`` are not affected. A subclass keeps its
-    other bases and its methods. A module that cannot be taken is left as it is, with a warning: one with a ``forward``
-    or calls of ``super()`` of its own, or of an unsupported dtype.
+    other bases and its methods. A module that cannot be replaced is left as it is, with a warning: one of an
+    unsupported dtype, or one that defines ``forward`` or calls ``super()`` itself.
 
     Args:
         model: any module; it may be an LSTM itself.
@@ -78,15 +78,15 @@ def _change_classes(model: Model, classes: dict[type[nn.Module], type[nn.Module]
 
 
 def _change_class(module: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> str | None:
-    """Changes the class of one module; why not, when it cannot be done."""
+    """Changes the class of one module; returns the reason if that is not possible."""
     if "forward" in vars(module):
-        return "its forward is another function, put in place on the module itself"
+        return "its forward is another function, set on the module itself"
     unsupported = {p.dtype for p in module.parameters()} - set(_DTYPES)
     if unsupported:
         return f"its dtype is {unsupported.pop()}"
     own = type(module)
     try:
-        if parametrize.is_parametrized(module):  # by properties of a class that torch has made for this module alone
+        if parametrize.is_parametrized(module):  # torch then gives the module a class of its own, with properties
             target = _with_bases(own, (_counterpart(own.__bases__[0], classes),), {})
         else:
             target = _counterpart(own, classes)
@@ -101,7 +101,7 @@ class _CodeOfItsOwnError(Exception):
 
 
 def _counterpart(own: type[nn.Module], classes: dict[type[nn.Module], type[nn.Module]]) -> type[nn.Module]:
-    """The class to take the place of one; that of a subclass is made when it is first met."""
+    """The class that replaces ``own``; for a subclass it is made on first use."""
     if own in classes:
         return classes[own]
     calls_super = any("__class__" in _closure(part) for name, part in vars(own).items() if name != "__init__")
@@ -111,7 +111,7 @@ def _counterpart(own: type[nn.Module], classes: dict[type[nn.Module], type[nn.Mo
     fused = _with_bases(
         own,
         tuple(_counterpart(base, classes) if issubclass(base, ours) else base for base in own.__bases__),
-        # Its name leads to the class it was made of, and so does a pickle.
+        # Its name is that of the class it replaces, so a pickle stores that class and replaces it again on loading.
         {"__reduce_ex__": lambda self, protocol: (_empty, (own,), *object.__reduce_ex__(self, protocol)[2:])},
     )
     _FUSED[own], _PLAIN[fused] = fused, own
@@ -126,7 +126,7 @@ def _with_bases(own: type[nn.Module], bases: tuple[type, ...], more: dict[str, A
 
 
 def _closure(part: Any) -> tuple[str, ...]:
-    """Names that a function or property takes from around it; super() takes __class__."""
+    """Variables that a function or property takes from its enclosing scope; super() takes __class__."""
     functions = (part.fget, part.fset) if isinstance(part, property) else (getattr(part, "__func__", part),)
     return tuple(name for each in functions if isinstance(each, FunctionType) for name in each.__code__.co_freevars)
 

@@ -1,4 +1,4 @@
-"""An LSTM as its users describe it: every row alone, every segment alone, torch's LSTM cell step by step."""
+"""An LSTM with lengths and resets computed step by step by torch.lstm_cell, each sequence and each segment alone."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class Results(NamedTuple):
-    """D directions, L layers; zero past a row's length."""
+    """D directions, L layers; zero past the end of a sequence."""
 
     y: Tensor  # [T, N, D*P]
     h_n: Tensor  # [L*D, N, P]
@@ -26,8 +26,8 @@ def run(module: nn.RNNBase, x: Tensor, h0: Tensor, c0: Tensor, lengths: list[int
     h_n, c_n, h_all, c_all = [], [], [], []
     for layer in range(module.num_layers):
         for index in range(layer * D, (layer + 1) * D):
-            rows = [
-                _row(
+            sequences = [
+                _sequence(
                     x[:length, n],
                     h0[index, n],
                     c0[index, n],
@@ -37,7 +37,7 @@ def run(module: nn.RNNBase, x: Tensor, h0: Tensor, c0: Tensor, lengths: list[int
                 )
                 for n, length in enumerate(lengths)
             ]
-            h, c, h_last, c_last = zip(*rows, strict=True)
+            h, c, h_last, c_last = zip(*sequences, strict=True)
             h_n.append(torch.stack(h_last))
             c_n.append(torch.stack(c_last))
             h_all.append(_padded(h, len(x)))
@@ -46,8 +46,10 @@ def run(module: nn.RNNBase, x: Tensor, h0: Tensor, c0: Tensor, lengths: list[int
     return Results(x, *map(torch.stack, (h_n, c_n, h_all, c_all)))
 
 
-def _row(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], resets: Tensor, reverse: int) -> tuple[Tensor, ...]:
-    """One row in one direction: x is [length, I]; returns every h and c, and the last of each."""
+def _sequence(
+    x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], resets: Tensor, reverse: int
+) -> tuple[Tensor, ...]:
+    """One sequence in one direction: x is [length, I]; returns every h and c, and the last of each."""
     weight_ih, weight_hh, *rest = weights
     weight_hr = rest.pop() if len(rest) % 2 else None
     weight_hh_wide = F.pad(weight_hh, (0, len(c) - len(h)))
@@ -60,7 +62,7 @@ def _row(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], resets: Tensor,
         if number > 0:
             h, c = torch.zeros_like(h), torch.zeros_like(c)
         for t in reversed(segment) if reverse else segment:
-            # The cell knows no projection: the columns that its state has more meet weights of zero.
+            # torch.lstm_cell has no projection: h is padded to H, and weight_hh by columns of zero.
             wide = F.pad(h, (0, len(c) - len(h)))[None], c[None]
             h, c = (state[0] for state in torch.lstm_cell(x[t, None], wide, weight_ih, weight_hh_wide, *rest))
             if weight_hr is not None:
@@ -73,5 +75,5 @@ def _stacked(states: list[Tensor], like: Tensor) -> Tensor:
     return torch.stack(states) if states else like.new_zeros(0, len(like))
 
 
-def _padded(rows: list[Tensor], T: int) -> Tensor:
-    return torch.stack([F.pad(row, (0, 0, 0, T - len(row))) for row in rows], 1)
+def _padded(sequences: list[Tensor], T: int) -> Tensor:
+    return torch.stack([F.pad(each, (0, 0, 0, T - len(each))) for each in sequences], 1)

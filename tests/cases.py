@@ -10,7 +10,7 @@ DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f
 
 @dataclass(frozen=True)
 class Case:
-    """One LSTM and the size of its input: T steps, N rows, I features, H hidden units, and nn.LSTM's options."""
+    """One LSTM and the size of its input: T steps, N sequences, I features, H hidden units, and nn.LSTM's options."""
 
     name: str
     T: int
@@ -26,12 +26,12 @@ class Case:
 CASES = [
     Case("one_of_everything", 1, 1, 1, 1),
     Case("one_step", 1, 5, 7, 9),
-    Case("one_row", 9, 1, 16, 24),
+    Case("one_sequence", 9, 1, 16, 24),
     Case("full_vectors", 6, 8, 32, 64),
     Case("odd", 7, 3, 5, 13),
     Case("just_past_a_vector", 4, 7, 3, 129),
     Case("just_short_of_a_vector", 4, 7, 3, 127),
-    Case("rows_past_a_tile", 3, 13, 4, 17),
+    Case("batch_past_a_tile", 3, 13, 4, 17),
     Case("long", 200, 2, 4, 8),
     Case("no_bias", 5, 4, 6, 10, {"bias": False}),
     Case("batch_first", 5, 4, 6, 10, {"batch_first": True}),
@@ -43,6 +43,6 @@ CASES = [
     Case("packed", 9, 6, 3, 17, {"bidirectional": True}),
     Case("packed_and_projected", 9, 6, 3, 17, {"proj_size": 5}),
     Case("shared_among_threads", 4, 24, 40, 200, {"bidirectional": True}),
-    Case("more_rows_than_use_a_panel_at_once", 3, 60, 40, 300),
+    Case("batch_past_what_uses_a_panel_at_once", 3, 60, 40, 300),
     Case("projection_shared_among_threads", 4, 24, 40, 200, {"proj_size": 100}),
 ]

@@ -1,9 +1,11 @@
-"""The accuracy rule itself can tell right from wrong."""
+"""The accuracy rule accepts and rejects what it should."""
 
 import pytest
 import torch
-from accuracy import Tf32Products, assert_as_accurate, rounded_to_tf32
+from comparison import Tf32Products, rounded_to_tf32
 from torch.nn import functional as F
+
+from benchmarks.accuracy import assert_as_accurate
 
 
 def _named(value: float, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -27,7 +29,7 @@ def test_takes_the_largest_error_among_torchs_implementations():
         assert_as_accurate(_named(1.03), [_named(1.0), _named(1.01)], _named(1.0, torch.float64))
 
 
-def test_knows_torchs_error_to_one_unit_in_the_last_place():
+def test_allows_one_unit_in_the_last_place():
     unit = torch.finfo(torch.float32).eps
     assert_as_accurate(_named(1 + 2 * unit), [_named(1.0)], _named(1.0, torch.float64))
     with pytest.raises(AssertionError, match="error"):
@@ -47,7 +49,7 @@ def test_rejects_another_dtype_or_shape():
         assert_as_accurate({"y": torch.ones(2)}, [_named(1.0)], _named(1.0, torch.float64))
 
 
-def test_products_of_tf32_lose_what_10_bits_lose():
+def test_tf32_products_have_the_error_of_10_bits():
     x, weight = torch.randn(50, 40, dtype=torch.float64), torch.randn(30, 40, dtype=torch.float64, requires_grad=True)
     exact = F.linear(x, weight)
     with Tf32Products():

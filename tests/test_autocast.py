@@ -5,12 +5,13 @@ from itertools import product
 
 import pytest
 import torch
-from accuracy import assert_as_accurate, random_state, reference_lstm, results, unless_onednn_refuses
+from comparison import random_state, reference_lstm, results, unless_onednn_refuses
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedlstm
+from benchmarks.accuracy import assert_as_accurate
 from fusedlstm import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -34,17 +35,17 @@ def _call(module, lower, kind, inputs, device):
         x = x.to(lower)
     if inputs == "lower_states":
         hx = tuple(state.to(lower) for state in random_state(module, 3, torch.float32, device))
-    # Inference, for oneDNN makes gradients in bfloat16 alone.
+    # Inference, since oneDNN computes gradients in bfloat16 only.
     with torch.no_grad(), torch.autocast(device.type, lower):
         return _flat(module(_packed(x) if kind == "packed" else x, hx))
 
 
 def _dtypes(lower, options, kind, inputs, device):
-    """Those of output, h_n and c_n that `ops.lstm_layer` documents."""
-    cell = torch.float32 if inputs == "float32" else lower  # of the states that are given, or else of x
+    """The dtypes of output, h_n and c_n that `ops.lstm_layer` documents."""
+    c_dtype = torch.float32 if inputs == "float32" else lower  # of the given states, otherwise of x
     if device.type == "cuda" or (kind == "padded" and "proj_size" not in options):
         return [lower, lower, lower]
-    return [lower, lower, cell] if "proj_size" in options else [cell, cell, cell]
+    return [lower, lower, c_dtype] if "proj_size" in options else [c_dtype, c_dtype, c_dtype]
 
 
 every_call = pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_dtypes_are_the_documented_ones(lower, options, kind, inputs, device):
 
 @every_call
 def test_the_documented_dtypes_are_those_of_nn_lstm(lower, options, kind, inputs):
-    """On a CPU: on a GPU nn.LSTM computes in float16, whatever dtype autocast has."""
+    """On a CPU only: on a GPU nn.LSTM computes in float16, whatever autocast's dtype."""
     cpu = torch.device("cpu")
     expected = unless_onednn_refuses(lambda: _call(nn.LSTM(4, 7, **options), lower, kind, inputs, cpu))
     if expected is None:
@@ -93,7 +94,7 @@ def test_dtypes_are_those_of_nn_lstm_cell(lower, inputs, device):
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_accuracy_is_that_of_nn_lstm(options, device):
-    lower = torch.float16 if device.type == "cuda" else torch.bfloat16  # the one that nn.LSTM has there
+    lower = torch.float16 if device.type == "cuda" else torch.bfloat16  # nn.LSTM's dtype on that device
     torchs = nn.LSTM(8, 33, **options, device=device)
     ours = fusedlstm.replace_lstm(copy.deepcopy(torchs))
     x, hx = torch.randn(6, 5, 8, device=device), random_state(torchs, 5, torch.float32, device)
@@ -111,7 +112,7 @@ def test_accuracy_is_that_of_nn_lstm(options, device):
     got = run(ours)
     own = unless_onednn_refuses(lambda: run(torchs))
     if own is None:
-        # torch's own layers take autocast's dtype for their products alone, and give float32.
+        # Without oneDNN torch computes only the products in autocast's dtype, and returns float32.
         with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
             own = {name: value.to(got[name].dtype) for name, value in run(torchs).items()}
     assert_as_accurate(got, [own], truth)
@@ -171,7 +172,7 @@ def test_second_derivatives_and_transforms_under_autocast(device):
     with torch.autocast(device.type, torch.bfloat16):
         (first,) = torch.autograd.grad(lstm(x)[0].float().square().sum(), x, create_graph=True)
         first.square().sum().backward()
-        each = torch.func.vmap(lambda row: lstm(row)[0])(x.detach()[None])
+        each = torch.func.vmap(lambda batch: lstm(batch)[0])(x.detach()[None])
     assert x.grad.isfinite().all()
     assert x.grad.any()
 

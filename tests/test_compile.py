@@ -34,7 +34,7 @@ class Model(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A cell that is stepped in Python."""
+    """Calls a cell in a loop."""
 
     def __init__(self):
         super().__init__()
@@ -93,7 +93,7 @@ def _outputs_and_gradients(function, model, arguments):
 
 def _assert_same(model, got, expected):
     for one, other in zip(got, expected, strict=True):
-        # Under autocast the compiler may round the layers around the LSTM elsewhere: by a unit of the largest value.
+        # Under autocast the compiler may round the other layers at other places: a unit of the largest value.
         unit = torch.finfo(torch.bfloat16).eps * other.abs().max().item()
         torch.testing.assert_close(one, other, **({"rtol": 0, "atol": unit} if isinstance(model, Lowered) else {}))
 
@@ -108,7 +108,7 @@ def test_one_graph_for_every_size(build, arguments, device):
         call = arguments(torch.randn(T, N, 6, device=device))
         got, expected = (_outputs_and_gradients(run, model, call) for run in (compiled, model))
         _assert_same(model, got, expected)
-    assert counter.frame_count == 2  # the first size as it is, then any other
+    assert counter.frame_count == 2  # one for the first size, one for all others
 
 
 @pytest.mark.parametrize("options", [{}, {"lengths": torch.tensor([4, 0, 5])}], ids=["plain", "lengths"])
@@ -124,7 +124,7 @@ def test_inductor(options):
 
 
 class Packing(Model):
-    """Packs and unpacks by itself, which torch does not trace."""
+    """Packs and unpacks in its forward, which torch does not trace."""
 
     def forward(self, x, lengths):
         packed = pack_padded_sequence(self.embed(x), lengths, enforce_sorted=False)
@@ -158,7 +158,7 @@ def test_cuda_graphs_by_the_compiler(cuda):
 
 def test_a_layer_adds_less_than_a_second():
     seconds = []
-    for layers in (1, 1, 5):  # once more, since the first compilation of a process loads the compiler
+    for layers in (1, 1, 5):  # the first compilation of a process loads the compiler
         torch._dynamo.reset()
         model = fusedlstm.replace_lstm(nn.LSTM(4, 4, layers))
         begin = time.perf_counter()
@@ -168,5 +168,5 @@ def test_a_layer_adds_less_than_a_second():
 
 
 def test_the_mark_of_a_constant_is_torchs_own():
-    """ops.py sets it by hand, for the function that does so takes a second to import."""
+    """ops.py sets it without torch's function, whose import takes a second."""
     assert vars(ops._tf32_allowed) == vars(torch.compiler.assume_constant_result(lambda: True))

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accuracy import assert_as_accurate, random_state, reference_lstm
+from comparison import random_state, reference_lstm
 from torch import nn
 
 from benchmarks import engines
+from benchmarks.accuracy import assert_as_accurate
 
 SIZES = [(7, 3), (1, 1), (1, 5), (9, 1)]  # T and N, one after another in the same Forward
 MODULES = {

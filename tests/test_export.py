@@ -9,7 +9,7 @@ from torch.export import Dim
 
 import fusedlstm
 
-# The exporters' own, and about several inputs that share a size.
+# Warnings of the exporters themselves, and about inputs that share a size.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*:DeprecationWarning",
     "ignore:.*:FutureWarning",
@@ -42,11 +42,11 @@ class Cells(nn.Module):
 T, N = Dim("T"), Dim("N")
 
 
-def _hx(states, rows):
-    return torch.randn(states, rows, 10), torch.randn(states, rows, 10)
+def _hx(states, N):
+    return torch.randn(states, N, 10), torch.randn(states, N, 10)
 
 
-# Options of the LSTM, the arguments for T steps and N rows, and which of their sizes may change.
+# Options of the LSTM, the arguments for T steps and N sequences, and which of their sizes are dynamic.
 CALLS = {
     "plain": ({}, lambda t, n: (torch.randn(t, n, 6),), ({0: T, 1: N},)),
     "state": ({}, lambda t, n: (torch.randn(t, n, 6), _hx(2, n)), ({0: T, 1: N}, ({1: N}, {1: N}))),
@@ -163,7 +163,7 @@ def test_what_onnx_does_not_have_is_named(module, options, rule):
     assert any(f"lstm: {rule} in an export to ONNX" in text for text in causes)
 
 
-def test_onnxscript_is_asked_for_by_name(monkeypatch):
+def test_a_missing_onnxscript_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.delitem(sys.modules, "fusedlstm.onnx", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"pip install fusedlstm\[onnx\]"):

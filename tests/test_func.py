@@ -1,4 +1,4 @@
-"""torch.func and forward-mode AD: right, by way of plain torch; and second derivatives as models use them."""
+"""torch.func and forward-mode AD, which run in plain torch, and second derivatives as models use them."""
 
 import contextlib
 import copy
@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, hessian, jvp, stack_module_state, 
 
 import fusedlstm
 
-# torch's own forward-mode AD scripts its decompositions when it is first used.
+# torch's forward-mode AD scripts its decompositions when it is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 OPTIONS = {
@@ -85,8 +85,8 @@ def test_forward_mode(options, device):
     torch.testing.assert_close((x_grad * tangent).sum(), (y_tangent * cotangent).sum())
 
 
-def _torchs_own(device):
-    """cuDNN has no second derivatives; torch's other path has."""
+def _without_cudnn(device):
+    """Without cuDNN, which has no second derivatives."""
     return torch.backends.cudnn.flags(enabled=False) if device.type == "cuda" else contextlib.nullcontext()
 
 
@@ -105,7 +105,7 @@ def test_hessian_vector_product(device):
 
     detached = {name: p.detach() for name, p in parameters.items()}
     _, forward_over_reverse = jvp(grad(lambda p: _loss(ours, p, x)), (detached,), (vector,))
-    with _torchs_own(device):
+    with _without_cudnn(device):
         expected = reverse_over_reverse(torchs)
     for way in (reverse_over_reverse(ours), forward_over_reverse.values()):
         for product, true in zip(way, expected, strict=True):

@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import Tf32Products, assert_as_accurate, random_state, reference_lstm, results
 from cases import CASES, DTYPES, Case
+from comparison import Tf32Products, random_state, reference_lstm, results
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fusedlstm
+from benchmarks.accuracy import assert_as_accurate
 
-# What torch says of its own paths when they are compared with ours.
+# Warnings of torch about its own paths, which are run for comparison.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
     pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN"),
@@ -22,7 +23,7 @@ pytestmark = [
 ]
 
 
-# The largest error of a small problem is a matter of luck; that of several draws of it is less so.
+# The largest error of a small problem varies by chance; that of several draws varies less.
 DRAWS = 4
 
 
@@ -63,7 +64,7 @@ def _check(case: Case, dtype: torch.dtype, device: torch.device, recompute: bool
 
 
 def _draw(truth: nn.RNNBase, case: Case, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-    """Random x, h0, c0 and cotangents of y, h_n, c_n, in values that dtype can hold."""
+    """Random x, h0, c0 and cotangents of y, h_n, c_n, rounded to dtype."""
     layout = (case.N, case.T) if truth.batch_first else (case.T, case.N)
     hx = random_state(truth, case.N, torch.float64, torch.device("cpu"))
     y = torch.randn(*layout, hx[0].shape[2] * (1 + truth.bidirectional))
@@ -133,10 +134,10 @@ def test_gradcheck_and_gradgradcheck(bidirectional, proj_size, lengths, device):
     row_lengths = None if lengths is None else torch.tensor(lengths, device=device)
 
     def layer(x, h0, c0, *weights):
-        y, h_n, c_n, cell, _ = torch.ops.fusedlstm.lstm_forward(
+        y, h_n, c_n, cells, _ = torch.ops.fusedlstm.lstm_forward(
             x, h0, c0, list(weights), row_lengths, None, False, True, True
         )
-        return y, h_n, c_n, cell
+        return y, h_n, c_n, cells
 
     inputs = (x, h0, c0, *module.parameters())
     assert torch.autograd.gradcheck(layer, inputs)
@@ -144,7 +145,7 @@ def test_gradcheck_and_gradgradcheck(bidirectional, proj_size, lengths, device):
 
 
 def test_gradient_penalty_through_the_module(device):
-    """WGAN-GP differentiates the norm of a gradient: cuDNN refuses it, and the values must be torch's own."""
+    """WGAN-GP differentiates the norm of a gradient, which cuDNN cannot; the values must be those of torch without it."""
     torchs = nn.LSTM(3, 4, 2, dtype=torch.float64, device=device)
     ours = fusedlstm.LSTM(3, 4, 2, dtype=torch.float64, device=device)
     ours.load_state_dict(torchs.state_dict())

@@ -1,4 +1,4 @@
-"""What nn.LSTM does not give: lengths of a padded batch, and every state, each against nn.LSTM row by row."""
+"""What nn.LSTM does not have: lengths of a padded batch and every state, each against nn.LSTM on single sequences."""
 
 import pytest
 import torch
@@ -25,15 +25,15 @@ def _states(module, N, device):
     return [torch.randn(states, N, size, dtype=torch.float64, device=device, requires_grad=True) for size in sizes]
 
 
-def _by_rows(torchs, x, h0, c0, lengths):
-    """nn.LSTM on each row alone, as long as it is; x and the output are [T, N, ...]."""
+def _one_by_one(torchs, x, h0, c0, lengths):
+    """nn.LSTM on each sequence alone, cut to its length; x and the output are [T, N, ...]."""
     T = len(x)
     outputs, h_n, c_n = [], [], []
-    for row, length in enumerate(lengths):
-        one = slice(row, row + 1)
+    for n, length in enumerate(lengths):
+        one = slice(n, n + 1)
         state = h0[:, one].contiguous(), c0[:, one].contiguous()
         width = (1 + torchs.bidirectional) * h0.shape[2]
-        y = x.new_zeros(T, 1, width) + 0 * x.sum()  # a graph even where no row has a step
+        y = x.new_zeros(T, 1, width) + 0 * x.sum()  # a graph even if no sequence has a step
         if length:
             part, state = torchs(x[:length, one].contiguous(), state)
             y = torch.cat([part, y[length:]])
@@ -46,11 +46,11 @@ def _by_rows(torchs, x, h0, c0, lengths):
 def _check_lengths(ours, torchs, T, lengths, device):
     x = torch.randn(T, len(lengths), 5, dtype=torch.float64, device=device)
     spoiled = x.clone()
-    for row, length in enumerate(lengths):
-        spoiled[length:, row] = float("nan")
+    for n, length in enumerate(lengths):
+        spoiled[length:, n] = float("nan")
     h0, c0 = _states(torchs, len(lengths), device)
     leaves = [x.requires_grad_(), h0, c0]
-    expected = _by_rows(torchs, *leaves, lengths)
+    expected = _one_by_one(torchs, *leaves, lengths)
     spoiled.requires_grad_()
     layout = (lambda t: t.transpose(0, 1)) if ours.batch_first else (lambda t: t)
     y, state = ours(layout(spoiled), (h0, c0), lengths=torch.tensor(lengths))
@@ -73,8 +73,8 @@ OPTIONS = {
 
 @pytest.mark.parametrize("lengths", [[4, 0, 2, 4, 1], [0, 0], [1], [4, 4]], ids=str)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_each_row_is_as_long_as_it_says(options, lengths, device):
-    """Outputs, last states and every gradient; NaN past a row's end reaches none of them."""
+def test_each_sequence_ends_at_its_length(options, lengths, device):
+    """Outputs, last states and every gradient; NaN past the end of a sequence reaches none of them."""
     torchs_options = {key: value for key, value in options.items() if key != "batch_first"}
     ours, _ = _pair(device, **options)
     torchs = nn.LSTM(5, 6, **torchs_options, dtype=torch.float64, device=device)
@@ -105,7 +105,7 @@ def test_lengths_are_those_of_a_packed_sequence(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8], ids=str)
-def test_any_integer_will_do(dtype, device):
+def test_lengths_may_be_any_integers(dtype, device):
     ours, _ = _pair(device)
     x = torch.randn(6, 3, 5, dtype=torch.float64, device=device)
     expected = ours(x, lengths=torch.tensor([3, 0, 6]))[0]
@@ -139,22 +139,22 @@ def test_every_state_of_a_stack(lengths, proj_size, device):
 
 
 def test_every_state_of_the_reverse_direction(device):
-    """After step t it has read the steps from each row's end down to t."""
+    """After step t it has read the steps from the end of each sequence down to t."""
     ours, torchs = _pair(device, bidirectional=True)
     lengths = [4, 0, 2]
     x = torch.randn(4, 3, 5, dtype=torch.float64, device=device)
     h0, c0 = _states(torchs, 3, device)
     _, _, (h_all, c_all) = ours(x, (h0, c0), lengths=torch.tensor(lengths), return_states=True)
-    for row, length in enumerate(lengths):
-        one = slice(row, row + 1)
+    for n, length in enumerate(lengths):
+        one = slice(n, n + 1)
         for t in range(4):
             if t >= length:
-                assert not h_all[:, t, row].any()
-                assert not c_all[:, t, row].any()
+                assert not h_all[:, t, n].any()
+                assert not c_all[:, t, n].any()
                 continue
             _, (h, c) = torchs(x[t:length, one].contiguous(), (h0[:, one].contiguous(), c0[:, one].contiguous()))
-            torch.testing.assert_close(h_all[1, t, row], h[1, 0])
-            torch.testing.assert_close(c_all[1, t, row], c[1, 0])
+            torch.testing.assert_close(h_all[1, t, n], h[1, 0])
+            torch.testing.assert_close(c_all[1, t, n], c[1, 0])
 
 
 def test_states_of_one_sequence_and_of_batch_first(device):
@@ -163,8 +163,8 @@ def test_states_of_one_sequence_and_of_batch_first(device):
     y, last, every = ours(x, return_states=True)
     alone_y, alone_last, alone_every = ours(x[1], return_states=True)
     torch.testing.assert_close(alone_y, y[1])
-    for alone, all_rows in zip((*alone_last, *alone_every), (*last, *every), strict=True):
-        torch.testing.assert_close(alone, all_rows.select(-2, 1))
+    for alone, batch in zip((*alone_last, *alone_every), (*last, *every), strict=True):
+        torch.testing.assert_close(alone, batch.select(-2, 1))
 
 
 def test_states_and_lengths_compile_whole():
@@ -190,7 +190,7 @@ def test_second_derivatives_with_lengths(device):
 
 
 BAD = {
-    "shape": (torch.tensor([1, 2]), ValueError, r"lengths must be \[3\], one for each row of input, got \[2\]"),
+    "shape": (torch.tensor([1, 2]), ValueError, r"lengths must be \[3\], one for each sequence of input, got \[2\]"),
     "floats": (torch.tensor([1.0, 2, 3]), TypeError, r"lengths must be integers, got torch.float32; use lengths.long"),
     "bools": (torch.tensor([True, False, True]), TypeError, "lengths must be integers, got torch.bool"),
     "long": (torch.tensor([1, 5, 2]), ValueError, r"lengths must be in 0\.\.4, the steps of input, got 5"),

@@ -6,12 +6,13 @@ import re
 
 import pytest
 import torch
-from accuracy import assert_as_accurate, random_state
 from cases import CASES, DTYPES
+from comparison import random_state
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import fusedlstm
+from benchmarks.accuracy import assert_as_accurate
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -169,7 +170,7 @@ def test_packed_states_of_another_batch_are_refused():
     hx = torch.randn(1, 4, 7), torch.randn(1, 4, 7)
     with pytest.raises(ValueError, match=r"hx\[0\] must be \[1, 3, 7\] for this input, got \[1, 4, 7\]"):
         lstm(packed, hx)
-    with pytest.raises(ValueError, match="hx must have 3 rows as the PackedSequence, got 4"):
+    with pytest.raises(ValueError, match="hx must have a batch of 3 as the PackedSequence, got 4"):
         fusedlstm.lstm(packed, hx, list(lstm.parameters()))
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import emulated
 import pytest
 import torch
-from accuracy import Tf32Products, assert_as_accurate
+from comparison import Tf32Products
 
+from benchmarks.accuracy import assert_as_accurate
 from fusedlstm import _C, reference
 
 pytestmark = pytest.mark.skipif(bool(_C.build_info()["cuda"]), reason="this build has the CUDA kernels themselves")

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from accuracy import random_state, reference_lstm, results
 from cases import CASES
+from comparison import random_state, reference_lstm, results
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 

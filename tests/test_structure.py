@@ -17,8 +17,8 @@ MODULES = sorted(path for path in (ROOT / "fusedlstm").rglob("*.py"))
 # What each module of the package may import from it; the compiled module _C is at the bottom.
 MAY_IMPORT = {
     "__init__": {"functional", "modules", "swap"},
-    "__main__": {"info", "lm"},
-    "lm": {"lm", "modules"},
+    "__main__": {"lm"},
+    "lm": {"info", "lm", "modules"},
     "info": {"_C", "__init__"},
     "onnx": {"ops"},
     "swap": {"modules"},
@@ -59,6 +59,14 @@ def test_the_package_needs_torch_alone(path):
     extras = {"lm": {"numpy", "safetensors", "tqdm"}, "onnx": {"onnxscript"}}.get(_role(path), set())
     outer = {name.split(".")[0] for name in _imports(path)} - {"fusedlstm"}
     assert outer <= set(sys.stdlib_module_names) | {"torch"} | extras
+
+
+@pytest.mark.parametrize("folder", ["fusedlstm", "benchmarks"])
+def test_nothing_outside_the_tests_imports_them(folder):
+    """A source distribution comes without tests."""
+    own = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"tests"}
+    for path in (ROOT / folder).rglob("*.py"):
+        assert not own & {name.split(".")[0] for name in _imports(path)}, path
 
 
 def test_importing_the_package_loads_no_extra():

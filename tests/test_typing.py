@@ -60,8 +60,13 @@ assert_type(fusedlstm.replace_lstm(Tagger()), Tagger)
 assert_type(fusedlstm.restore_lstm(Tagger()), Tagger)
 assert_type(fusedlstm.replace_lstm(nn.Sequential(nn.LSTM(8, 16))), nn.Sequential)
 
-y, (h_n, c_n) = fusedlstm.lstm(x, (h, c), list(lstm.parameters()), num_layers=1, lengths=None)
-y, last, (h_all, c_all) = fusedlstm.lstm(x, (h, c), tuple(lstm.parameters()), return_states=True)
+weights = list(lstm.parameters())
+assert_type(fusedlstm.lstm(x, (h, c), weights, num_layers=1, lengths=None, recompute=True), tuple[Tensor, State])
+assert_type(fusedlstm.lstm(x, (h, c), tuple(weights), return_states=True), tuple[Tensor, State, State])
+assert_type(fusedlstm.lstm(x, (h, c), weights, return_states=False, batch_first=True), tuple[Tensor, State])
+either = fusedlstm.lstm(x, (h, c), weights, return_states=bool(h.any()))
+assert_type(either, tuple[Tensor, State] | tuple[Tensor, State, State])
+assert_type(fusedlstm.lstm(packed, (h, c), weights, bidirectional=False), tuple[PackedSequence, State])
 """
 WRONG = """\
 import torch
@@ -87,6 +92,11 @@ fusedlstm.LSTMCell(8, 16)(packed)  # wrong
 fusedlstm.replace_lstm("model")  # wrong
 fusedlstm.lstm(x, weights=[])  # wrong
 fusedlstm.lstm(x, (x, x), [], num_layers="2")  # wrong
+fusedlstm.lstm(x, (x, x), [], recompte=True)  # wrong
+fusedlstm.lstm(packed, (x, x), [], lengths=torch.tensor([3, 2]))  # wrong
+fusedlstm.lstm(packed, (x, x), [], return_states=True)  # wrong
+y, state, states = fusedlstm.lstm(x, (x, x), [])  # wrong
+y, state = fusedlstm.lstm(x, (x, x), [], return_states=True)  # wrong
 fusedlstm.rnn(x)  # wrong
 """
 

@@ -8,22 +8,30 @@ print(trainer.evaluate())
 print(sample(trainer.model.eval(), trainer.corpus.vocabulary, "The "))
 """
 
+from typing import TYPE_CHECKING
+
 try:
     import numpy  # noqa: F401 - safetensors needs it and does not say so
     import safetensors  # noqa: F401
     import tqdm  # noqa: F401
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"fusedlstm.lm needs the package {error.name}; install it with: pip install fusedlstm[lm]", name=error.name
-    ) from error
+    # Raised when a name is used, since the help and `info` of fusedlstm.lm.cli work without these packages.
+    _missing = error.name
+    if not TYPE_CHECKING:  # for mypy the function would define every name
 
-from fusedlstm.lm.checkpoint import CheckpointError
-from fusedlstm.lm.config import TrainConfig
-from fusedlstm.lm.data import ByteVocabulary, Corpus, WordVocabulary, load_corpus
-from fusedlstm.lm.evaluation import Evaluation, evaluate
-from fusedlstm.lm.generate import load_model, sample
-from fusedlstm.lm.model import LanguageModel
-from fusedlstm.lm.train import Trainer
+        def __getattr__(name):
+            if name.startswith("_"):
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            text = f"fusedlstm.lm needs the package {_missing}; install it with: pip install fusedlstm[lm]"
+            raise ModuleNotFoundError(text, name=_missing)
+else:
+    from fusedlstm.lm.checkpoint import CheckpointError
+    from fusedlstm.lm.config import TrainConfig
+    from fusedlstm.lm.data import ByteVocabulary, Corpus, WordVocabulary, load_corpus
+    from fusedlstm.lm.evaluation import Evaluation, evaluate
+    from fusedlstm.lm.generate import load_model, sample
+    from fusedlstm.lm.model import LanguageModel
+    from fusedlstm.lm.train import Trainer
 
 __all__ = [
     "ByteVocabulary",

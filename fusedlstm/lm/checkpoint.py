@@ -49,7 +49,7 @@ class Checkpoint:
 
 
 def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; whatever happens on the way, the file at ``path`` is the old one or the new one, whole.
+    """Write a checkpoint; if that fails or is interrupted, the old file at ``path`` stays as it was.
 
     Args:
         path: the file to create or replace.
@@ -97,7 +97,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
 
     Raises:
         OSError: the file cannot be read.
-        CheckpointError: the file is something else, is damaged, or is of another version.
+        CheckpointError: the file is not a checkpoint, is damaged, or is of another version.
 
     Example:
         >>> load("model.safetensors").step  # doctest: +SKIP
@@ -106,7 +106,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     rule = "checkpoint must be a file that 'python -m fusedlstm train' wrote"
     try:
-        path.open("rb").close()  # safetensors names no reason for a file that it cannot open
+        path.open("rb").close()  # for the reason, which safetensors does not give
     except OSError as error:
         raise OSError(f"{rule}, cannot read {path}: {error.strerror}; check the path") from error
     try:

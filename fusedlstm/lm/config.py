@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from fusedlstm.lm.model import CELLS, LanguageModel
 
+SEED_LIMIT = 2**63  # the seeds of torch's generators are int64
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What is trained, on what, and how; together with the text it determines every weight of the result.
+    """The settings of a run; together with the text they determine every weight of the result.
 
     Attributes:
         data: text files, joined in order; empty means the Python standard library's top-level modules.
@@ -61,7 +63,7 @@ class TrainConfig:
             _require(0 < getattr(self, name) < math.inf, name, "a finite number above 0", getattr(self, name))
         _require(0 < self.held_out < 1, "held_out", "a fraction between 0 and 1", self.held_out)
         _require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1", self.dropout)
-        _require(0 <= self.seed < 2**63, "seed", "at least 0 and below 2**63", self.seed)
+        _require(0 <= self.seed < SEED_LIMIT, "seed", "at least 0 and below 2**63", self.seed)
         _require(self.vocabulary in ("bytes", "words"), "vocabulary", "bytes or words", self.vocabulary)
         _require(self.cell in CELLS, "cell", f"one of {', '.join(CELLS)}", self.cell)
         if self.max_words is not None and self.vocabulary != "words":

@@ -21,8 +21,8 @@ class Progress:
     Args:
         steps: steps of the whole run.
         done: steps made before.
-        tokens_per_step: for the speed.
-        shown: whether anything is printed; of several processes the first one speaks.
+        tokens_per_step: tokens of a step, to compute the speed.
+        shown: whether anything is printed; of several processes only process 0 prints.
 
     Example:
         >>> with Progress(steps=2, done=0, tokens_per_step=64) as progress:
@@ -31,7 +31,7 @@ class Progress:
     """
 
     def __init__(self, steps: int, done: int, tokens_per_step: int, shown: bool = True) -> None:
-        disable = None if shown else True  # None: where it is no terminal
+        disable = None if shown else True  # None: disabled unless it is a terminal
         self._bar = tqdm(total=steps, initial=done, unit="step", disable=disable, file=sys.stderr, dynamic_ncols=True)
         self._shown = shown
         self._steps = steps
@@ -71,13 +71,13 @@ class Progress:
 
 
 class Interrupt:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop; the second one raises KeyboardInterrupt at once.
+    """Turns the first Ctrl-C or SIGTERM into a request to stop; the second one raises KeyboardInterrupt at once.
 
     Args:
-        shown: whether the wish is confirmed on standard error.
+        shown: whether the request is confirmed on standard error.
 
     Attributes:
-        requested: whether the wish was made.
+        requested: whether a stop was requested.
 
     Example:
         >>> with Interrupt() as interrupt:
@@ -104,5 +104,5 @@ class Interrupt:
         for each in self._previous:
             signal.signal(each, signal.default_int_handler)
         if self._shown:
-            # Not print: a buffered stream may be in the middle of a write when the signal comes.
+            # Not print: the signal may interrupt a write to a buffered stream.
             os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")

@@ -35,7 +35,7 @@ class ByteVocabulary:
         return torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of tokens; bytes that are no UTF-8 become the replacement character."""
+        """Return the text of tokens; bytes that are not UTF-8 become the replacement character."""
         return bytes(tokens).decode("utf-8", errors="replace")
 
     def unknown(self, text: bytes) -> list[str]:
@@ -47,7 +47,7 @@ class WordVocabulary:
     r"""Words between whitespace, the end of line, and ``<unk>`` for every other word.
 
     Args:
-        words: the word of each token; ``<unk>`` and ``"\n"`` must be among them.
+        words: the word of each token, ``<unk>`` and ``"\n"`` among them.
 
     Example:
         >>> vocabulary = WordVocabulary.build(b"to be or\nnot to be\n")
@@ -173,7 +173,7 @@ def _standard_library() -> bytes:
     """Return the source text of the interpreter's top-level modules, up to STANDARD_LIBRARY_BYTES."""
     text = bytearray()
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        if path.name.startswith("_sysconfigdata"):  # generated on the machine that built Python, and full of its paths
+        if path.name.startswith("_sysconfigdata"):  # generated, with paths of the machine that built Python
             continue
         try:
             text += path.read_bytes()
@@ -187,7 +187,7 @@ def _standard_library() -> bytes:
 class Batches:
     """Windows over N contiguous streams of a token sequence, targets one token ahead.
 
-    Row n of window k + 1 continues row n of window k, so that a recurrent state can be carried over.
+    Sequence n of window k + 1 continues sequence n of window k, so that a recurrent state can be carried over.
 
     Args:
         tokens: [K].

@@ -13,6 +13,8 @@ from fusedlstm.lm import parallel
 from fusedlstm.lm.data import Batches
 from fusedlstm.lm.model import LanguageModel
 
+_LARGEST_EXPONENT = 700  # exp(710) is more than a float can hold
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -33,11 +35,11 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """The number of equally likely tokens that would be as hard to predict."""
-        return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
+        return math.exp(self.nats_per_token) if self.nats_per_token < _LARGEST_EXPONENT else math.inf
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable across vocabularies; a word turned into ``<unk>`` costs one token, so few words flatter it."""
+        """Comparable across vocabularies, but an ``<unk>`` costs one token, so a small vocabulary scores too well."""
         return self.nats_per_token / math.log(2) * self.tokens_per_byte
 
     def __str__(self) -> str:
@@ -51,11 +53,11 @@ def evaluate(model: LanguageModel, tokens: Tensor, text_bytes: int, window: int,
     """Measure a model on a text, its state carried from window to window.
 
     Args:
-        model: used in eval mode and left in the mode it was in.
+        model: evaluated in eval mode; its mode is restored.
         tokens: at least two, [M].
         text_bytes: length of the text that the tokens stand for, in bytes.
-        window: steps of a window, T; changes memory, not the result.
-        batch_size: parts read side by side, N, each from a zero state; shared among the processes of a run.
+        window: steps of a window, T; it affects memory, not the result.
+        batch_size: parts of the text read side by side, N, each from a zero state; divided among the processes.
 
     Returns:
         The mean over all predicted tokens.
@@ -72,7 +74,7 @@ def evaluate(model: LanguageModel, tokens: Tensor, text_bytes: int, window: int,
     nats, count, hidden = 0.0, 0, None
     with torch.no_grad():
         for index in range(len(batches)):
-            x, target = (parallel.own_rows(part) for part in batches[index])
+            x, target = (parallel.own_part(part) for part in batches[index])
             if x.numel() == 0:  # fewer parts than processes
                 break
             logits, hidden = model(x, hidden)

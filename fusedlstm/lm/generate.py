@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusedlstm.lm import checkpoint
 from fusedlstm.lm.checkpoint import CheckpointError
+from fusedlstm.lm.config import SEED_LIMIT
 from fusedlstm.lm.data import Vocabulary
 from fusedlstm.lm.model import LanguageModel
 
@@ -25,7 +26,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[LanguageModel, Vocabulary]
 
     Raises:
         OSError: the file cannot be read.
-        CheckpointError: the file is no usable checkpoint.
+        CheckpointError: the file is not a usable checkpoint.
 
     Example:
         >>> model, vocabulary = load_model("model.safetensors")  # doctest: +SKIP
@@ -48,14 +49,14 @@ def sample(
     top_k: int | None = None,
     seed: int = 0,
 ) -> str:
-    """Let a model continue a text.
+    """Continue a text with a model.
 
     Args:
         model: in eval mode.
         vocabulary: of its tokens.
         prompt: the text to continue; the model reads a new line before it.
         length: tokens to add.
-        temperature: divides the logits; below 1 is more cautious, above 1 more daring.
+        temperature: divides the logits; below 1 likely tokens become more likely, above 1 less.
         top_k: draw among this many most likely tokens only; 1 always takes the most likely, None allows all.
         seed: the same seed gives the same text.
 
@@ -74,10 +75,12 @@ def sample(
     if length < 0:
         raise ValueError(f"length must be at least 0, got {length}")
     if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be a finite number above 0, got {temperature}; top_k 1 is the cold limit")
+        raise ValueError(
+            f"temperature must be a finite number above 0, got {temperature}; use top_k 1 for the most likely tokens"
+        )
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}; leave it out to draw among all tokens")
-    if not 0 <= seed < 2**63:
+    if not 0 <= seed < SEED_LIMIT:
         raise ValueError(f"seed must be at least 0 and below 2**63, got {seed}")
     text = prompt.encode("utf-8", errors="surrogateescape")  # as Python decodes a command line
     unknown = vocabulary.unknown(text)
@@ -85,8 +88,8 @@ def sample(
         raise ValueError(
             f"prompt must use words of the checkpoint's vocabulary, got {unknown[0]!r}; write <unk> for it"
         )
-    # Text is learnt as a stream: the model has hardly met a first token with nothing before it, and what it makes of a
-    # capital letter there can be nonsense that it never finds back from. Prompts begin on a new line.
+    # In training nearly every token has others before it. After a prompt without any the model may write nonsense and
+    # never recover, so it reads a new line first.
     start = vocabulary.encode(b"\n").tolist()
     tokens = vocabulary.encode(text).tolist()
 

@@ -1,6 +1,6 @@
-"""One run in several processes: torchrun starts them, torch.distributed joins them, DistributedDataParallel trains.
+"""One run in several processes: torchrun starts them, torch.distributed connects them, DistributedDataParallel trains.
 
-Every process holds the whole model and its own streams of the batch. In a single process all of this does nothing.
+Every process holds the whole model and trains its own part of the batch. In a single process all of this does nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def size() -> int:
 
 
 def rank() -> int:
-    """Number of this process, from 0; the first one writes and speaks."""
+    """Number of this process, from 0; process 0 saves and prints."""
     return distributed.get_rank() if _joined() else 0
 
 
@@ -44,7 +44,7 @@ def process_group() -> Iterator[None]:
     """Joins the processes that torchrun started, until the end of the block.
 
     Raises:
-        LostProcessError: in the block, when an exchange with the others failed.
+        LostProcessError: in the block, if communication with another process failed.
 
     Example:
         >>> with process_group():
@@ -57,7 +57,7 @@ def process_group() -> Iterator[None]:
     distributed.init_process_group("gloo")
     try:
         yield
-    except RuntimeError as error:  # gloo raises no type of its own, in our exchanges and in those of the gradients
+    except RuntimeError as error:  # gloo has no exception of its own
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
             raise
         text = f"lost another of the {size()} processes, which ended or cannot be reached"
@@ -71,13 +71,13 @@ def data_parallel(model: Model) -> Model | DistributedDataParallel:
     return DistributedDataParallel(model) if size() > 1 else model
 
 
-def own_rows(batch: Tensor) -> Tensor:
-    """This process's part [T, n] of a batch [T, N], or of states [L, N, H]."""
+def own_part(batch: Tensor) -> Tensor:
+    """The sequences of this process: [T, n] of a batch [T, N], or [L, n, H] of states [L, N, H]."""
     return batch.tensor_split(size(), 1)[rank()]
 
 
-def gather_rows(part: Tensor) -> Tensor:
-    """The whole of what :func:`own_rows` has split evenly; every process must call it."""
+def gather_parts(part: Tensor) -> Tensor:
+    """The whole batch from equal parts, the inverse of :func:`own_part`; every process must call it."""
     if size() == 1:
         return part
     parts = [torch.empty_like(part) for _ in range(size())]
@@ -94,6 +94,6 @@ def total(*values: float) -> list[float]:
     return sums.tolist()
 
 
-def agree(wish: bool) -> bool:
-    """Whether any process has the wish, the same answer in all; every process must call it."""
-    return total(float(wish))[0] > 0
+def any_process(condition: bool) -> bool:
+    """Whether the condition holds in any process, the same answer in all; every process must call it."""
+    return total(float(condition))[0] > 0

@@ -20,8 +20,9 @@ from fusedlstm.lm.data import Batches, load_corpus
 from fusedlstm.lm.evaluation import Evaluation, evaluate
 from fusedlstm.lm.model import State, detach
 
-# Files may have moved (their text is compared), and training may go on for longer.
+# The files may have moved, since their text is compared, and the run may be extended.
 _MAY_CHANGE_ON_RESUME = ("data", "steps")
+_WARMUP_STEPS = 100  # or a twentieth of the run, if that is less
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -36,14 +37,15 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
         >>> learning_rate(50, 1000, 1.0)
         1.0
     """
-    warmup = min(100, steps // 20)
+    warmup = min(_WARMUP_STEPS, steps // 20)
     if step < warmup:
         return peak * (step + 1) / warmup
+    # From 0.55 + 0.45 = 1 to 0.55 - 0.45 = 0.1.
     return peak * (0.55 + 0.45 * math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
 def _seed_of_step(seed: int, step: int, process: int) -> int:
-    """A seed for the draws of one update, unlike that of any other."""
+    """A seed for the random numbers of one update in one process."""
     return int.from_bytes(hashlib.sha256(f"{seed} {step} {process}".encode()).digest()[:8], "big")
 
 
@@ -60,25 +62,24 @@ def _usable(device: torch.device | str) -> torch.device:
 class Trainer:
     """One training run: model, optimizer and place in the text.
 
-    Random numbers follow from seed, step and process alone, so several runs in one process do not disturb each other.
-    Within a process group every process makes the same Trainer and calls the same methods; each trains its own part of
-    the batch's streams.
+    Random numbers depend only on seed, step and process, so several runs in one process do not affect each other.
+    In a process group every process constructs the same Trainer and calls the same methods; each trains its own part
+    of the batch.
 
     Args:
         config: what to train.
-        device: where; any that torch has for one process, the CPU for several. It is no part of the run: a checkpoint
-            goes on anywhere.
+        device: any device of torch, or with several processes the CPU. A checkpoint may be resumed on another one.
 
     Attributes:
         corpus: the text, split.
         model: the model in training.
         step: updates made so far.
-        losses: nats per token of each update's window, of all processes, before the update.
+        losses: for each update the loss before it, nats per token over the windows of all processes.
 
     Raises:
         OSError: a file of ``config.data`` cannot be read.
-        ValueError: the text is too short for one window, the batch cannot be shared evenly among the processes, several
-            are to train on another device than the CPU, or torch does not see the device.
+        ValueError: the text is too short for one window, the batch cannot be divided evenly among the processes, the
+            device of several processes is not the CPU, or torch does not see the device.
 
     Example:
         >>> trainer = Trainer(TrainConfig(hidden_size=16, window=8, batch_size=2, steps=3))
@@ -123,7 +124,7 @@ class Trainer:
         Raises:
             FloatingPointError: the loss is not finite; no update was made.
         """
-        x, target = (parallel.own_rows(part) for part in self._batches[self._position])
+        x, target = (parallel.own_part(part) for part in self._batches[self._position])
         self.model.train()
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             torch.manual_seed(_seed_of_step(self.config.seed, self.step, parallel.rank()))
@@ -158,7 +159,7 @@ class Trainer:
         Args:
             until: step to reach; None means all of ``config.steps``.
             on_step: called with step and loss after each update.
-            stop: asked after each update; True, in any process, ends the run early.
+            stop: called after each update; if it returns True in any process, the run ends early.
 
         Returns:
             Step and loss (nats per token) of each update made.
@@ -170,7 +171,7 @@ class Trainer:
             history.append((self.step, loss))
             if on_step is not None:
                 on_step(self.step, loss)
-            if stop is not None and parallel.agree(stop()):
+            if stop is not None and parallel.any_process(stop()):
                 break
         return history
 
@@ -180,7 +181,7 @@ class Trainer:
         return evaluate(self.model, corpus.held_out, corpus.held_out_bytes, config.window, config.batch_size)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything that ``resume`` needs to one file, atomically; of several processes the first one does.
+        """Write everything that ``resume`` needs to one file, atomically; of several processes only process 0 writes.
 
         Args:
             path: the file to create or replace.
@@ -193,7 +194,7 @@ class Trainer:
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
         if self._hidden is not None:
             states = (self._hidden,) if isinstance(self._hidden, Tensor) else self._hidden
-            tensors |= {f"hidden.{index}": parallel.gather_rows(tensor) for index, tensor in enumerate(states)}
+            tensors |= {f"hidden.{index}": parallel.gather_parts(tensor) for index, tensor in enumerate(states)}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         corpus = self.corpus
         if parallel.rank() == 0:
@@ -203,9 +204,9 @@ class Trainer:
 
     @classmethod
     def resume(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu", **changes: Any) -> Trainer:
-        """Continue the run of a checkpoint: each later loss and weight is what it would have been without the break.
+        """Continue the run of a checkpoint: later losses and weights are those of an uninterrupted run.
 
-        The number of processes may be another one; then so are dropout's draws, and the sums are rounded differently.
+        With another number of processes dropout's masks and the rounding of sums differ.
 
         Args:
             path: a file that ``save`` wrote.
@@ -218,7 +219,7 @@ class Trainer:
 
         Raises:
             OSError: the checkpoint or its text cannot be read.
-            CheckpointError: the file is no usable checkpoint.
+            CheckpointError: the file is not a usable checkpoint.
             ValueError: a field of ``changes``, or the text, differs from the checkpoint's.
         """
         path = os.fspath(path)
@@ -245,7 +246,7 @@ class Trainer:
             index, _, moment = name.partition(".")
             moments.setdefault(int(index), {})[moment] = tensor
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
-        states = [parallel.own_rows(tensor).to(self._device) for _, tensor in sorted(stored.group("hidden").items())]
+        states = [parallel.own_part(tensor).to(self._device) for _, tensor in sorted(stored.group("hidden").items())]
         if states:
             self._hidden = states[0] if len(states) == 1 else (states[0], states[1])
         self.losses = stored.tensors["losses"].tolist()

@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from small import SMALL_FLAGS, TEXT
 
-from fusedlstm.__main__ import main
 from fusedlstm.lm import TrainConfig, Trainer, checkpoint
+from fusedlstm.lm.cli import main
 from fusedlstm.lm.console import Interrupt
 
 ROOT = Path(__file__).parents[2]
@@ -192,15 +192,22 @@ def test_ctrl_c_before_the_first_step(tmp_path, text, monkeypatch, capsys):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("package", ["safetensors", "tqdm"])
-def test_missing_package_is_named_with_its_remedy(package):
-    code = (
-        f"import sys; sys.modules['{package}'] = None; from fusedlstm.__main__ import main; sys.exit(main(['train']))"
-    )
-    process = _start(["-c", code])
+def _run_without(package, *arguments):
+    code = f"import sys; sys.modules['{package}'] = None; from fusedlstm.lm.cli import main; sys.exit(main())"
+    process = _start(["-c", code, *arguments])
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert output == ""
-    assert errors == (
-        f"fusedlstm: error: fusedlstm.lm needs the package {package}; install it with: pip install fusedlstm[lm]\n"
-    )
+    return process.returncode, output, errors
+
+
+@pytest.mark.parametrize("package", ["safetensors", "tqdm"])
+@pytest.mark.parametrize("arguments", [["train"], ["generate", "model.safetensors"]], ids=lambda each: each[0])
+def test_missing_package_is_named_with_its_remedy(package, arguments):
+    message = f"fusedlstm.lm needs the package {package}; install it with: pip install fusedlstm[lm]"
+    assert _run_without(package, *arguments) == (2, "", f"fusedlstm: error: {message}\n")
+
+
+@pytest.mark.parametrize(("arguments", "start"), [(["info"], "fusedlstm"), (["train", "--help"], "usage: python -m")])
+def test_info_and_help_need_no_other_package(arguments, start):
+    status, output, errors = _run_without("safetensors", *arguments)
+    assert (status, errors) == (0, "")
+    assert output.startswith(start)

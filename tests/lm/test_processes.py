@@ -10,8 +10,8 @@ import pytest
 import torch
 from small import SMALL, SMALL_FLAGS
 
-from fusedlstm.__main__ import main
 from fusedlstm.lm import TrainConfig, Trainer, checkpoint
+from fusedlstm.lm.cli import main
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,4 +1,4 @@
-"""The 2x rule: our error against a float64 reference is at most twice torch's own in the same dtype."""
+"""What tests compare with: nn.LSTM, a stack computed by the equations, products in TF32; and the gradients of a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -14,37 +14,10 @@ State = tuple[Tensor, Tensor]
 Result = TypeVar("Result")
 
 
-def assert_as_accurate(
-    ours: Mapping[str, Tensor], torchs: Sequence[Mapping[str, Tensor]], truth: Mapping[str, Tensor]
-) -> None:
-    """Checks every named result by the 2x rule.
-
-    ``torchs`` holds a run of each implementation torch has. Torch's own error is the largest among them, and is
-    itself known only to a rounding: one unit in the last place of the largest value. Without both, the largest
-    error of a few dozen numbers is a matter of luck: over 300 small float32 problems torch's two CPU paths broke
-    the bare rule against each other, for some gradients every fourth time.
-    """
-    for name, true in truth.items():
-        for own in torchs:
-            assert ours[name].dtype == own[name].dtype, f"{name}: {ours[name].dtype}, torch gives {own[name].dtype}"
-        assert ours[name].shape == true.shape, f"{name}: {list(ours[name].shape)}, expected {list(true.shape)}"
-        if true.numel() == 0:
-            continue
-        error = (ours[name].double() - true).abs()
-        baseline = max((own[name].double() - true).abs().max().item() for own in torchs)
-        unit = torch.finfo(ours[name].dtype).eps * true.abs().max().item()
-        allowed = 2 * (baseline + unit)
-        worst = error.max().item()
-        assert worst <= allowed, (  # also False when the error is NaN
-            f"{name}: error {worst:.1e} vs float64 reference, torch's own {baseline:.1e}, allowed {allowed:.1e};"
-            f" worst at {[int(i) for i in torch.unravel_index(error.argmax(), error.shape)]}"
-        )
-
-
 def unless_onednn_refuses(run: Callable[[], Result]) -> Result | None:
     """What ``run`` returns, or None where nn.LSTM failed because oneDNN has no LSTM of the dtype for this processor.
 
-    Under autocast nn.LSTM asks oneDNN for one whatever the processor is: bfloat16 takes AVX-512, float16 AVX512-FP16.
+    Under autocast nn.LSTM uses oneDNN on every processor, where bfloat16 needs AVX-512 and float16 AVX512-FP16.
     """
     try:
         return run()
@@ -70,10 +43,10 @@ def reference_lstm(module: nn.RNNBase, x: Tensor, hx: State, lengths: Tensor | N
 
 
 class Tf32Products(TorchFunctionMode):
-    """Lets the equations round what they multiply to TF32, 10 bits to nearest, forward and backward.
+    """Rounds the factors of the equations' products to TF32, 10 bits to nearest, forward and backward.
 
-    It is what float32 may be on a GPU. nn.LSTM itself is no measure of that: for some sizes cuDNN does without TF32
-    (H 127, N 7: a seventh of its error) where others have it.
+    float32 layers may use TF32 on a GPU. nn.LSTM alone does not show its error: for some sizes cuDNN does not use TF32
+    (at H 127, N 7 the error is a seventh of what TF32 gives).
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
