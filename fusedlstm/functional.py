@@ -87,7 +87,7 @@ def lstm(
         of [num_layers * D, T, N, P] and [num_layers * D, T, N, H]: the states after each step, zero past the end.
 
     Raises:
-        ValueError: ``num_layers`` is below 1, ``weights`` cannot be divided among the layers and directions, or a
+        ValueError: ``num_layers`` is below 1, ``weights`` or ``hx`` do not fit the layers and directions, or a
             PackedSequence comes with ``lengths``, ``resets`` or ``return_states``.
         RuntimeError: a shape, dtype or device does not fit.
 
@@ -132,6 +132,12 @@ def _layers(hx: State, weights: Sequence[Tensor], num_layers: int, directions: i
             f"lstm: weights must hold as many tensors for each of {num_layers} layers x {directions} directions,"
             f" got {len(weights)}"
         )
+    for index, state in enumerate(hx):
+        if state.shape[0] != num_layers * directions:
+            raise ValueError(
+                f"lstm: hx[{index}] must hold a state for each of {num_layers} layers x {directions} directions,"
+                f" got {state.shape[0]}"
+            )
     if num_layers == 1:
         return [(*hx, weights)]
     h0, c0 = (torch.split(state, directions) for state in hx)
