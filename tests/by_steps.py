@@ -27,7 +27,7 @@ def run(module: nn.RNNBase, x: Tensor, h0: Tensor, c0: Tensor, lengths: list[int
     for layer in range(module.num_layers):
         for index in range(layer * D, (layer + 1) * D):
             sequences = [
-                _sequence(
+                _one(
                     x[:length, n],
                     h0[index, n],
                     c0[index, n],
@@ -46,9 +46,7 @@ def run(module: nn.RNNBase, x: Tensor, h0: Tensor, c0: Tensor, lengths: list[int
     return Results(x, *map(torch.stack, (h_n, c_n, h_all, c_all)))
 
 
-def _sequence(
-    x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], resets: Tensor, reverse: int
-) -> tuple[Tensor, ...]:
+def _one(x: Tensor, h: Tensor, c: Tensor, weights: list[Tensor], resets: Tensor, reverse: int) -> tuple[Tensor, ...]:
     """One sequence in one direction: x is [length, I]; returns every h and c, and the last of each."""
     weight_ih, weight_hh, *rest = weights
     weight_hr = rest.pop() if len(rest) % 2 else None

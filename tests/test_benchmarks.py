@@ -1,4 +1,4 @@
-"""The benchmark suite at toy size: every case runs, nothing wrong gets a figure, rows replace each other."""
+"""The benchmark suite at toy size: every case runs, no wrong result is timed, rows replace each other."""
 
 import contextlib
 import os
@@ -46,7 +46,7 @@ def test_16_bit_types_run(dtype):
 
 
 def _broken(module):
-    """As good as nn.LSTM but for a part in a thousand of one output."""
+    """nn.LSTM with the outputs of the last step wrong by a thousandth."""
 
     def forward(x, hx):
         y, state = module(x, hx)

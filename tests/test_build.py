@@ -1,4 +1,4 @@
-"""The build switch FUSEDLSTM_CUDA, and what an installation says of itself."""
+"""The build switch FUSEDLSTM_CUDA, and what `info` reports."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def _configure(**environment):
-    """Runs setup.py as far as its choice; `--version` builds nothing."""
+    """Runs setup.py up to the choice of kernels; `--version` builds nothing."""
     command = [sys.executable, ROOT / "setup.py", "--version"]
     return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
 
@@ -53,14 +53,14 @@ def test_info():
     assert run.stdout == text + "\n"
 
 
-def test_a_reader_that_has_gone_is_no_error():
+def test_a_reader_that_exits_early_is_no_error():
     command = f"{sys.executable} -m fusedlstm info | true"
     run = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert run.stderr == ""
 
 
 def test_importing_does_not_start_cuda():
-    """A process that has started CUDA cannot use it after a fork, as the workers of a data loader are made."""
+    """A process that has initialised CUDA cannot use it in a fork, and a data loader forks its workers."""
     script = (
         "import os, torch, fusedlstm\n"
         "assert not torch.cuda.is_initialized()\n"

@@ -1,4 +1,4 @@
-"""torch's distributed training of models whose LSTMs were swapped: two processes make one process's gradients."""
+"""torch's distributed training of models whose LSTMs were swapped: two processes give the gradients of one."""
 
 import pytest
 import torch
@@ -100,5 +100,5 @@ def test_two_processes_give_the_gradients_of_one(worker, tmp_path):
 
 
 def test_nccl(cuda, tmp_path):
-    """One process, for NCCL wants a GPU for each."""
+    """One process, since NCCL needs a GPU for each."""
     torch.multiprocessing.spawn(_data_parallel_on_a_gpu, args=(tmp_path / "store",), nprocs=1)

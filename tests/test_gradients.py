@@ -145,7 +145,7 @@ def test_gradcheck_and_gradgradcheck(bidirectional, proj_size, lengths, device):
 
 
 def test_gradient_penalty_through_the_module(device):
-    """WGAN-GP differentiates the norm of a gradient, which cuDNN cannot; the values are those of torch without it."""
+    """WGAN-GP differentiates the norm of a gradient, which cuDNN cannot; torch without it can."""
     torchs = nn.LSTM(3, 4, 2, dtype=torch.float64, device=device)
     ours = fusedlstm.LSTM(3, 4, 2, dtype=torch.float64, device=device)
     ours.load_state_dict(torchs.state_dict())

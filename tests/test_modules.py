@@ -1,4 +1,4 @@
-"""LSTM and LSTMCell as nn.LSTM and nn.LSTMCell: construction, parameters, layouts, dropout, states, errors."""
+"""LSTM and LSTMCell against nn.LSTM and nn.LSTMCell: construction, parameters, layouts, dropout, states, errors."""
 
 import copy
 import pickle
@@ -78,7 +78,7 @@ def test_state_may_be_a_list():
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
-def test_no_steps_and_no_rows(grad, device):
+def test_no_steps_and_an_empty_batch(grad, device):
     lstm = fusedlstm.LSTM(3, 4, 2, bidirectional=True, proj_size=2, device=device)
     with torch.set_grad_enabled(grad):
         hx = random_state(lstm, 5, torch.float32, device)
@@ -99,7 +99,7 @@ def test_a_sequence_in_two_parts_is_the_whole(device):
     whole, last = lstm(x)
     first, state = lstm(x[:4])
     second, state = lstm(x[4:], state)
-    # Bit for bit, but on a GPU: cuBLAS makes the products of more rows in another order.
+    # Bit for bit, except on a GPU, where cuBLAS sums products of another size in another order.
     tolerance = {} if device.type == "cuda" else {"rtol": 0, "atol": 0}
     torch.testing.assert_close(torch.cat([first, second]), whole, **tolerance)
     torch.testing.assert_close(state, last, **tolerance)
@@ -151,7 +151,7 @@ def test_packed_sequences(options, enforce_sorted, given, device):
         torch.testing.assert_close(got, expected)
 
 
-def test_packed_batch_first_and_hypothetical_single_rows():
+def test_packed_batch_first_and_a_single_sequence():
     ours, torchs = _pair(2, 3, batch_first=True)
     _assert_equal_runs(ours, torchs, pack_padded_sequence(torch.randn(4, 5, 2), torch.tensor([5, 3, 3, 1]), True))
     _assert_equal_runs(ours, torchs, pack_sequence([torch.randn(1, 2)]))
@@ -307,8 +307,8 @@ def test_cell(given, batched, bias, dtype, device):
     truth.load_state_dict(torchs.state_dict())
     assert repr(ours) == f"fusedlstm.{torchs!r}"
     assert all(map(torch.equal, ours.state_dict().values(), torchs.state_dict().values()))
-    rows = (20,) if batched else ()
-    shapes = [(*rows, 5), (*rows, 10), (*rows, 10)][: 3 if given else 1]
+    batch = (20,) if batched else ()
+    shapes = [(*batch, 5), (*batch, 10), (*batch, 10)][: 3 if given else 1]
     inputs = [torch.randn(shape).to(dtype) for shape in shapes]
     got, own, true = (_cell_results(cell, inputs) for cell in (ours, torchs, truth))
     if dtype == torch.float64:

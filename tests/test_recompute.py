@@ -1,4 +1,4 @@
-"""recompute=True: the same results and gradients, without gates kept for the backward pass."""
+"""recompute=True: the same results and gradients, and no gates kept for the backward pass."""
 
 import emulated
 import pytest
@@ -20,7 +20,7 @@ def test_no_gates_are_kept(num_layers, options, device):
         module = fusedlstm.LSTM(8, H, num_layers, **options, recompute=recompute, device=device)
         sizes[recompute] = kept_bytes(module, x)
     directions = 2 if options else 1
-    step = T * N * H * directions * 4  # bytes of a tensor of every state
+    step = T * N * H * directions * 4  # bytes of all hidden states
     assert max(sizes[False]) == 4 * step
     assert max(sizes[True]) <= step  # the outputs of layers
     assert sum(sizes[True]) <= num_layers * 2 * step
@@ -29,7 +29,7 @@ def test_no_gates_are_kept(num_layers, options, device):
 
 @pytest.mark.skipif(bool(_C.build_info()["cuda"]), reason="this build has the CUDA kernels themselves")
 def test_the_recurrence_is_not_run_again():
-    """What backward adds is a few products and kernels, as many for any number of steps."""
+    """Recomputation adds a few products and kernels to the backward pass, as many for any number of steps."""
 
     def backward(T, recompute):
         module = fusedlstm.LSTM(5, 16, recompute=recompute)
@@ -65,7 +65,7 @@ def test_the_attribute_may_change_at_any_time(device):
         torch.testing.assert_close(ours, kept)
 
 
-def test_a_swapped_module_keeps_gates_until_told(device):
+def test_a_swapped_module_keeps_gates_by_default(device):
     model = fusedlstm.replace_lstm(nn.LSTM(8, 16, device=device))
     x = torch.randn(50, 4, 8, device=device)
     assert max(kept_bytes(model, x)) == 50 * 4 * 16 * 4 * 4

@@ -12,10 +12,10 @@ STARTS = [[0], [1], [0, 1, 2, 3, 4], [2, 4], []]
 
 
 def _mask(starts, T):
-    """bool [T, N] from the steps at which each row's segments begin."""
+    """bool [T, N] from the steps at which the segments of each sequence begin."""
     mask = torch.zeros(T, len(starts), dtype=torch.bool)
-    for row, steps in enumerate(starts):
-        mask[[t for t in steps if t < T], row] = True
+    for n, steps in enumerate(starts):
+        mask[[t for t in steps if t < T], n] = True
     return mask
 
 
@@ -43,7 +43,7 @@ def _check(device, resets, lengths=None, batch_first=False, recompute=False, **o
     got = layout(y), *last, *every
     leaves = [x, h0, c0, *module.parameters()]
     cotangents = [torch.randn_like(out) for out in expected]
-    connected = [out + 0 * x.sum() for out in expected]  # a graph even where no row has a step
+    connected = [out + 0 * x.sum() for out in expected]  # a graph even if no sequence has a step
     right = torch.autograd.grad(connected, leaves, cotangents, allow_unused=True)
     grads = torch.autograd.grad(got, leaves, cotangents)
     for ours, true in zip([*got, *grads], [*expected, *right], strict=True):
@@ -61,14 +61,14 @@ OPTIONS = {
 
 @pytest.mark.parametrize("lengths", [None, [5, 2, 3, 0, 4]], ids=["full", "lengths"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_each_segment_begins_anew(options, lengths, device):
+def test_each_segment_begins_with_zero_states(options, lengths, device):
     _check(device, _mask(STARTS, 5), lengths, **options)
 
 
 @pytest.mark.parametrize("T", [1, 4])
 @pytest.mark.parametrize("everywhere", [False, True], ids=["nowhere", "everywhere"])
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one_direction", "bidirectional"])
-def test_one_row_and_one_step(T, everywhere, bidirectional, device):
+def test_one_sequence_of_one_or_more_steps(T, everywhere, bidirectional, device):
     _check(device, torch.full((T, 1), everywhere), bidirectional=bidirectional)
 
 
@@ -91,9 +91,9 @@ def test_any_mask_with_any_option(data, T, N, cut, **options):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_one_border_for_all_rows_is_two_calls(dtype, device):
-    """Bit for bit, in the types that the loop over steps is too coarse for; on a GPU, where cuBLAS makes the products
-    of more rows in another order, to their rounding."""
+def test_one_border_for_the_whole_batch_is_two_calls(dtype, device):
+    """Bit for bit, in the types that the float64 tests leave out; on a GPU, where cuBLAS sums products of another size
+    in another order, up to rounding."""
     tolerance = {} if device.type == "cuda" else {"rtol": 0, "atol": 0}
     lstm = fusedlstm.LSTM(7, 33, proj_size=5, dtype=dtype, device=device)
     x = torch.randn(6, 4, 7, dtype=dtype, device=device, requires_grad=True)
@@ -170,7 +170,7 @@ def test_bad_resets_are_named(resets, error, message):
         fusedlstm.LSTM(5, 6)(torch.randn(4, 3, 5), resets=resets)
 
 
-def test_resets_need_a_sequence_that_is_not_packed():
+def test_resets_do_not_come_with_a_packed_sequence():
     packed = torch.nn.utils.rnn.pack_padded_sequence(torch.randn(4, 3, 5), torch.tensor([4, 2, 1]))
     with pytest.raises(ValueError, match="resets must not come with a PackedSequence; use pad_packed_sequence"):
         fusedlstm.LSTM(5, 6)(packed, resets=torch.zeros(4, 3, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""replace_lstm and restore_lstm leave everything about a model alone but the class of its LSTMs."""
+"""replace_lstm and restore_lstm change nothing of a model but the class of its LSTMs."""
 
 import copy
 import pickle
@@ -133,23 +133,23 @@ def test_weight_drop_by_hand():
 
 
 class Resets:
-    """A forward for any kind of RNN, as packages have that put their own in front of torch's."""
+    """A forward for any kind of RNN, as a mix-in that packages put before torch's class."""
 
     def forward(self, input, hx=None, restart=False):
         return super().forward(input, None if restart else hx)
 
 
 class RestartingLSTM(Resets, nn.LSTM):
-    def zero(self, rows):
-        return torch.zeros(1, rows, self.hidden_size), torch.zeros(1, rows, self.hidden_size)
+    def zero(self, N):
+        return torch.zeros(1, N, self.hidden_size), torch.zeros(1, N, self.hidden_size)
 
 
 class Further(RestartingLSTM):
     pass
 
 
-@pytest.mark.parametrize("kind", [Further, RestartingLSTM])  # the further one first, whose base is not known yet
-def test_a_subclass_without_a_forward_of_its_own_is_taken(kind):
+@pytest.mark.parametrize("kind", [Further, RestartingLSTM])  # the subclass first, before its base is replaced
+def test_a_subclass_without_a_forward_of_its_own_is_replaced(kind):
     lstm, x, hx = kind(3, 4), torch.randn(5, 2, 3), (torch.randn(1, 2, 4), torch.randn(1, 2, 4))
     expected = [lstm(x, hx, restart)[0] for restart in (False, True)]
     fusedlstm.replace_lstm(lstm)
@@ -176,7 +176,7 @@ class OwnForward(nn.LSTM):
         return super().forward(2 * input, hx)
 
 
-def test_what_cannot_be_taken_is_left_and_reported():
+def test_what_cannot_be_replaced_is_left_and_reported():
     wrapped = nn.LSTM(3, 4)
     wrapped.forward = lambda *args, forward=wrapped.forward: forward(*args)
     model = nn.ModuleDict(

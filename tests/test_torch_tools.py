@@ -1,4 +1,4 @@
-"""What else torch does with a module: a model that was swapped behaves as it did before."""
+"""Other tools of torch: a model whose LSTMs were swapped works with them as before."""
 
 import copy
 
@@ -39,7 +39,7 @@ def _assert_same(got, expected):
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_activation_checkpoints(use_reentrant, device):
-    """The second forward pass draws the first one's dropout masks."""
+    """The second forward pass draws the dropout masks of the first."""
     model, x = _swapped(device), torch.randn(5, 3, 4, device=device, requires_grad=True)
     results = []
     for run in (model, lambda x: checkpoint(model, x, use_reentrant=use_reentrant)):
@@ -86,7 +86,7 @@ def test_functional_call(device):
 
 
 def test_deterministic_algorithms(device):
-    """Nothing raises, and a second run gives the same bits."""
+    """No call raises, and a second run gives the same bits."""
     torch.use_deterministic_algorithms(True)
     lstm = fusedlstm.LSTM(4, 6, 2, bidirectional=True, device=device)
     x = torch.randn(5, 3, 4, device=device, requires_grad=True)
@@ -111,7 +111,7 @@ def test_inference_mode(device):
 
 
 def test_meta_device_and_back(device):
-    """A model is made without memory, and given some later."""
+    """A model is built without memory and materialised later."""
     with torch.device("meta"):
         model = fusedlstm.replace_lstm(Model())
     assert model(torch.randn(5, 3, 4, device="meta")).shape == (3, 5)
@@ -127,7 +127,7 @@ def test_meta_device_and_back(device):
 
 @pytest.mark.parametrize("order", ["pruned_first", "swapped_first"])
 def test_pruning(order, device):
-    """nn.LSTM keeps using the weights from before; here the mask is in force."""
+    """The mask takes effect, whereas nn.LSTM keeps using the unpruned weights."""
     model = Model().to(device).eval()
     if order == "swapped_first":
         fusedlstm.replace_lstm(model)
@@ -183,7 +183,7 @@ def _child(model, x, queue):
 
 
 def test_a_process_that_was_spawned():
-    """The module goes to another process, its parameters in shared memory."""
+    """The module is sent to another process, its parameters in shared memory."""
     model, x = _swapped().eval().share_memory(), torch.randn(5, 3, 4)
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
@@ -197,7 +197,7 @@ def test_a_process_that_was_spawned():
 
 
 def test_data_parallel_replicas():
-    """What nn.DataParallel does for each further GPU: a shallow copy with tensors in place of the parameters."""
+    """nn.DataParallel makes for each further GPU a shallow copy with tensors in place of the parameters."""
     lstm, x = fusedlstm.replace_lstm(nn.LSTM(4, 6, 2)), torch.randn(5, 3, 4)
     replica = lstm._replicate_for_data_parallel()
     for name, parameter in lstm.named_parameters():

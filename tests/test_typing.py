@@ -1,4 +1,4 @@
-"""What mypy says of a user's code."""
+"""mypy accepts right code of a user and reports wrong code."""
 
 import os
 import re
@@ -53,8 +53,8 @@ lstm.recompute = False
 
 cell = fusedlstm.LSTMCell(8, 16)
 assert_type(cell(x[0]), State)
-row: Tensor = cell(x[0])[0]
-row, _ = cell(x[0], (h[0], c[0]))
+h_1: Tensor = cell(x[0])[0]
+h_1, _ = cell(x[0], (h[0], c[0]))
 
 assert_type(fusedlstm.replace_lstm(Tagger()), Tagger)
 assert_type(fusedlstm.restore_lstm(Tagger()), Tagger)
@@ -102,12 +102,12 @@ fusedlstm.rnn(x)  # wrong
 
 
 def _mypy(folder, code):
-    """Checks code with the package where an installation puts it, since there mypy asks for py.typed."""
+    """Checks code with the package in a folder of installed ones, where mypy needs py.typed."""
     site = folder / "site"
     site.mkdir()
     (site / "fusedlstm").symlink_to(Path(fusedlstm.__file__).parent)
     (folder / "user.py").write_text(code)
-    # This project's settings, strict, and its cache: what `make lint` has found out of torch is not asked again.
+    # The project's strict settings, and its cache, in which `make lint` has stored torch's types.
     options = ["--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache", "--hide-error-context"]
     return subprocess.run(
         [sys.executable, "-m", "mypy", *options, "user.py"],

@@ -1,5 +1,6 @@
-"""Weights that change between two calls, in every way torch allows: the next call sees it. No call keeps anything of
-them, for not every change moves a version counter (test_versions_do_not_tell)."""
+"""Weights that change between two calls, in every way torch allows, take effect in the next call.
+
+No call caches them, since not every change increments the version counter (test_versions_miss_changes)."""
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def load_by_assignment(m):
 
 
 def swap(m):
-    m._flat_weight_refs = []  # nn.LSTM's weak references forbid it, as they do for nn.LSTM
+    m._flat_weight_refs = []  # torch refuses to swap tensors with weak references, which nn.LSTM holds
     torch.utils.swap_tensors(m.weight_hh_l0, nn.Parameter(torch.rand_like(m.weight_hh_l0)))
 
 
@@ -97,7 +98,7 @@ CHANGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("steps", [1, 20])  # weights are read as they are in one step, and packed for many
+@pytest.mark.parametrize("steps", [1, 20])  # the kernels read weights in place for one step, and pack them for many
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_the_next_call_sees_it(change, steps):
     torch.manual_seed(0)
@@ -108,14 +109,14 @@ def test_the_next_call_sees_it(change, steps):
         module(x, hx)
         change(module)
         after = module(x, hx)[0]
-        fresh = skip_init(fusedlstm.LSTM, *SIZES)  # the same weights in a module that has run nothing
+        fresh = skip_init(fusedlstm.LSTM, *SIZES)  # the same weights in a module that was never called
         for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
             getattr(fresh, name).copy_(getattr(module, name))
         torch.testing.assert_close(after, fresh(x, hx)[0], rtol=0, atol=0)
         assert not torch.equal(before, after)
 
 
-def test_versions_do_not_tell():
+def test_versions_miss_changes():
     module = fusedlstm.LSTM(*SIZES)
     for change in (through_data, through_numpy):
         version, pointer = module.weight_hh_l0._version, module.weight_hh_l0.data_ptr()

@@ -1,4 +1,4 @@
-"""What is distributed: the sdist, and the wheel that `make wheel` builds from it."""
+"""The contents of the source distribution and of the wheel that `make wheel` builds from it."""
 
 import os
 import re
@@ -25,9 +25,9 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.starts
 
 
 def test_wheel(tmp_path):
-    """One test for all, since with several processes each would compile for its own."""
+    """One test, since several processes would each compile for their own."""
     dist = tmp_path / "dist"
-    # The old file stands for the virtual environment, which is not to be made anew.
+    # The virtual environment counts as made, so that make does not make another.
     variables = ["VENV=", f"PYTHON={sys.executable}", f"DIST={dist}", "--old-file=build/installed"]
     _run(["make", "wheel", *variables], cwd=ROOT, env=ENVIRONMENT)
     (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
@@ -66,7 +66,7 @@ def _check_wheel(wheel):
     glibc = _glibc(wheel.name)
     assert glibc is not None, f"{wheel.name} is for this Linux only"
     torch_glibc = _glibc(distribution("torch").read_text("WHEEL") or "")
-    if torch_glibc and int(_C.build_info()["compiler"].split(".")[0]) < 13:  # later ones ask for their own libstdc++
+    if torch_glibc and int(_C.build_info()["compiler"].split(".")[0]) < 13:  # later ones need their own libstdc++
         assert glibc <= torch_glibc, f"{wheel.name} needs a later Linux than torch {torch.__version__}"
 
 
@@ -78,7 +78,7 @@ def _glibc(tags):
 def _check_installed(wheel, folder):
     python, site = [sys.executable, "-m"], folder / "site"
     _run([*python, "pip", "install", "--no-deps", "--no-index", "--target", site, wheel])
-    # The tests are copied, since beside the source tree they would import that.
+    # The tests are copied, since in the source tree they would import the package there.
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     inside = {"cwd": folder, "env": ENVIRONMENT | {"PYTHONPATH": str(site)}}

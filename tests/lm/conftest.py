@@ -9,7 +9,7 @@ from fusedlstm.lm import TrainConfig, Trainer
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Models this small only lose by threads, the more so beside other test processes."""
+    """Models this small are slower with threads, the more so beside other test processes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""The command line: what it does, what it says of errors, how Ctrl-C ends it."""
+"""The command line: its commands, its error messages, Ctrl-C."""
 
 import os
 import signal
@@ -125,7 +125,7 @@ def test_error_is_one_line_and_nothing_is_overwritten(case, tmp_path, saved, sav
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_an_error_is_one_write_which_another_process_cannot_break_into(monkeypatch):
+def test_an_error_is_one_write_so_that_texts_of_processes_do_not_mix(monkeypatch):
     written = []
     monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=written.append))
     assert main(["generate", "missing.safetensors"]) == 2

@@ -1,4 +1,4 @@
-"""One run in two processes, by torchrun: the losses of one process, checkpoints for any number, a lost process."""
+"""One run in two processes, by torchrun: its losses equal those of one process, its checkpoints load in any number."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def test_two_processes_have_the_losses_of_one_and_one_goes_on(tmp_path, text, ca
     process = _torchrun("--data", text, "--out", str(out), *SMALL_FLAGS, "--num-layers", "2", "--steps", "9")
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert errors.count("2 processes") == output.count("held-out") == 1  # one of them speaks
+    assert errors.count("2 processes") == output.count("held-out") == 1  # process 0 prints
     together = checkpoint.load(out)
     torch.testing.assert_close(together.tensors["losses"].float(), torch.tensor(alone.losses))
     assert f"held-out {expected:.3f}" in output

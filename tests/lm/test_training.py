@@ -119,7 +119,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tmp_path, text, cell, 
     assert_same_bits(saved_tensors(second, tmp_path / "b"), saved_tensors(whole, tmp_path / "a"))
 
 
-def test_runs_in_one_process_do_not_disturb_each_other(tmp_path, text):
+def test_runs_in_one_process_do_not_affect_each_other(tmp_path, text):
     config = TrainConfig(data=(text,), dropout=0.3, **SMALL)
     alone, one, other = Trainer(config), Trainer(config), Trainer(config)
     alone.run(6)
