@@ -34,12 +34,17 @@ venv: $(STAMP)-demo
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# One stamp for each extra of pyproject.toml: a target installs what it needs and no more. The extension is rebuilt
-# whenever a native source changes; Python sources are used in place. With make -j, flock lets pip run once at a time.
-$(STAMP)-%: $(NATIVE) | $(if $(VENV),$(VENV)/bin/python)
+# The package, built anew whenever a native source changes; Python sources are used in place.
+$(STAMP): $(NATIVE) | $(if $(VENV),$(VENV)/bin/python)
 	$(if $(VENV),$(PIP) install $(TORCH) "setuptools>=70.1" ninja pybind11)
-	$(PIP) install --no-build-isolation --editable ".[$*]"
+	$(PIP) install --no-build-isolation --editable .
 	@mkdir -p $(@D) && touch $@
+
+# The packages of one extra of pyproject.toml: a target installs what it needs and no more. Under make -j, flock lets one
+# pip run at a time.
+$(STAMP)-%: pyproject.toml | $(STAMP)
+	$(PIP) install "fusedlstm[$*]"
+	@touch $@
 
 demo: venv
 	$(PY) -m benchmarks.language_model
