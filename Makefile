@@ -15,8 +15,8 @@ PY     := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 BIN    := $(if $(VENV),$(VENV)/bin/)
 PIP    := flock Makefile $(PY) -m pip --quiet
 STAMP  := $(if $(VENV),$(VENV),build)/installed
-NATIVE := setup.py pyproject.toml $(shell find csrc -type f -name '*.[ch]*')
-FORMAT := $(shell find csrc tests -type f \( -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
+NATIVE := setup.py pyproject.toml $(shell find csrc -type f ! -name '*.md')
+FORMAT := $(shell find csrc tests -type f -regex '.*\.\(h\|inl\|cpp\|cu\|cuh\)')
 
 # Libraries that come with torch, OpenMP's among them. A wheel with a copy would bring a second one into the process.
 FROM_TORCH := 'libc10*.so' 'libtorch*.so' libgomp.so.1 'libcudart.so.*'
@@ -80,7 +80,7 @@ format: $(STAMP)-lint
 	$(BIN)clang-format -i $(FORMAT)
 
 # Every CUDA source for every architecture; needs nvcc and no GPU. Of a missing package only the headers are used.
-cuda-check: venv
+cuda-check: $(STAMP)
 	$(PY) tests/compile_gate.py --missing | xargs --no-run-if-empty $(PIP) install --no-deps
 	$(PY) tests/compile_gate.py
 
