@@ -13,9 +13,10 @@ TORCHES ?= 2.11.0 2.13.0
 
 PY     := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 BIN    := $(if $(VENV),$(VENV)/bin/)
-STAMP  := $(if $(VENV),$(VENV)/installed,build/installed)
-NATIVE := setup.py pyproject.toml $(shell find csrc -type f -name '*.[ch]*')
-FORMAT := $(shell find csrc tests -type f \( -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
+PIP    := flock Makefile $(PY) -m pip --quiet
+STAMP  := $(if $(VENV),$(VENV),build)/installed
+NATIVE := setup.py pyproject.toml $(shell find csrc -type f ! -name '*.md')
+FORMAT := $(shell find csrc tests -type f -regex '.*\.\(h\|inl\|cpp\|cu\|cuh\)')
 
 # Libraries that come with torch, OpenMP's among them. A wheel with a copy would bring a second one into the process.
 FROM_TORCH := 'libc10*.so' 'libtorch*.so' libgomp.so.1 'libcudart.so.*'
@@ -25,56 +26,66 @@ ASAN    = FUSEDLSTM_ASAN=1 ASAN_OPTIONS=detect_leaks=0 \
           LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
 GPU     = $(PY) -m tests.gpu --results $(RESULTS) --commit "$$(git describe --always --abbrev=40 --dirty 2>/dev/null || echo unknown)"
 
-.PHONY: venv demo bench test test-asan lint format cuda-check wheel wheel-check gpu gpu-build gpu-test gpu-probes gpu-sanitize gpu-bench clean
+.PHONY: venv demo bench test models test-asan lint format cuda-check wheel wheel-check gpu gpu-build gpu-test gpu-probes gpu-sanitize gpu-bench clean
 
-venv: $(STAMP)
+# What an interested reader needs: torch, the package and the demo's packages.
+venv: $(STAMP)-demo
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The extension is rebuilt whenever a native source changes; Python sources are used in place.
+# The package, built anew whenever a native source changes; Python sources are used in place.
 $(STAMP): $(NATIVE) | $(if $(VENV),$(VENV)/bin/python)
-	$(if $(VENV),$(PY) -m pip install --quiet $(TORCH) "setuptools>=70.1" ninja pybind11)
-	$(PY) -m pip install --quiet --no-build-isolation --editable ".[dev]"
-	# Not as others are: it asks for torchvision, of which the index has a build for CUDA only, and for another torch.
-	$(PY) -m pip install --quiet --no-deps fastai
+	$(if $(VENV),$(PIP) install $(TORCH) "setuptools>=70.1" ninja pybind11)
+	$(PIP) install --no-build-isolation --editable .
 	@mkdir -p $(@D) && touch $@
+
+# The packages of one extra of pyproject.toml: a target installs what it needs and no more. Under make -j, flock lets one
+# pip run at a time.
+$(STAMP)-%: pyproject.toml | $(STAMP)
+	$(PIP) install "fusedlstm[$*]"
+	@touch $@
 
 demo: venv
 	$(PY) -m benchmarks.language_model
 
-# About seven minutes on two cores; rows, tables, figures, and the README's section.
-bench: venv
+# About seven minutes on two cores; rows, tables, figures, and the README's sections.
+bench: $(STAMP)-bench
 	$(PY) -m benchmarks run
 	$(PY) -m benchmarks plot
 	$(PY) -m benchmarks report
 
-test: venv
+test: $(STAMP)-test
 	$(PY) -m pytest -n auto
 
+# The packages of tests/models, which skip without them: `make models test` runs the whole suite. fastai comes without
+# its dependencies: it asks for torchvision, of which the index has a build for CUDA only, and for another torch.
+models: $(STAMP)-models
+	$(PIP) install --no-deps fastai
+
 # The CUDA layer on the emulator, with every access checked; a report ends the run, so it must not be captured.
-test-asan: venv
+test-asan: $(STAMP)-test
 	$(ASAN) $(PY) -m pytest --capture=no -k "emulated or persistent" tests/test_ops.py tests/test_gradients.py \
 		tests/test_cuda.py tests/test_resets.py tests/test_recompute.py tests/test_persistent.py
 
-lint: venv
+lint: $(STAMP)-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(BIN)clang-format --dry-run --Werror $(FORMAT)
 
-format: venv
+format: $(STAMP)-lint
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(BIN)clang-format -i $(FORMAT)
 
 # Every CUDA source for every architecture; needs nvcc and no GPU. Of a missing package only the headers are used.
-cuda-check: venv
-	$(PY) tests/compile_gate.py --missing | xargs --no-run-if-empty $(PY) -m pip install --quiet --no-deps
+cuda-check: $(STAMP)
+	$(PY) tests/compile_gate.py --missing | xargs --no-run-if-empty $(PIP) install --no-deps
 	$(PY) tests/compile_gate.py
 
 # One wheel for every torch from 2.10 on. The patcher "none" fails where auditwheel would copy any other library.
-wheel: venv
+wheel: $(STAMP)-wheel
 	rm -f $(DIST)/fusedlstm-*
 	$(PY) -m build --no-isolation --outdir $(DIST)
 	$(PY) -m auditwheel repair --patcher none --strip $(FROM_TORCH:%=--exclude %) --wheel-dir $(DIST) $(DIST)/*-linux_*.whl

@@ -153,7 +153,7 @@ def _sharing(seconds: float, cases: Mapping[str, Case]) -> str:
         rows.append([name, *times, *(f"{slower[name]:.1f}" for name in contestants)])
     columns = ["case", "nn.LSTM alone, ms", "shared", "fusedlstm alone, ms", "shared", "nn.LSTM slower by", "fusedlstm"]
     return (
-        "## A shared machine\n\nThe mean time of a call alone and beside two processes that never rest, on"
+        "## A shared machine\n\nThe mean time of a call alone and beside two busy processes, on"
         f" {torch.get_num_threads()} threads.\n\n{_table(columns, rows)}"
     )
 

@@ -17,13 +17,15 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from benchmarks import report
 from benchmarks.cases import CASES
 from benchmarks.records import Row
-from benchmarks.report import OURS, TORCH, Group, Key
+from benchmarks.report import GRAPH, OURS, TORCH, Group, Key
 from benchmarks.roofline import bound_us
 
 # The colours of Okabe and Ito, which the colour-blind tell apart; modes differ in their marker too.
 BLUE, GREEN, LOSS, GREY = "#0072B2", "#009E73", "#D55E00", "#777777"
 MODES = {"inference": ("o", BLUE), "training": ("s", GREEN)}
 
+# In speedup.svg: marker, colour, whether filled.
+_OTHERS = {TORCH: ("o", BLUE, True), GRAPH: ("s", GREEN, False)}
 _LOSS_MARK = ("slower than nn.LSTM, either mode", "D", LOSS, True)
 _BOUND_LOOKS = {"bound": ("|", "black", True), "fusedlstm": ("o", BLUE, True), "nn.LSTM": ("D", GREY, False)}
 
@@ -74,29 +76,36 @@ def digest_in(path: Path) -> str:
 
 
 def speedup(rows: Sequence[Row]) -> Figure:
-    """The ratio to nn.LSTM in each case with its interval, a panel for each dtype."""
+    """The speed-up over nn.LSTM and over its CUDA graph in each case, a panel for each dtype and mode."""
     drawn = _with_ratio(rows)
     if not drawn:
         return _empty("no ratio to nn.LSTM in the rows")
-    names, dtypes = _distinct(drawn, 3), _distinct(drawn, 0)
-    figure = Figure(figsize=(8, 1.2 + 0.27 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(dtypes), sharey=True, squeeze=False)[0]
-    for dtype, axes in zip(dtypes, panels, strict=True):
+    names = _distinct(drawn, 3)
+    kinds = list(dict.fromkeys(key[:2] for key in drawn))
+    figure = Figure(figsize=(9, 1.2 + 0.17 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
+    others = [name for name in _OTHERS if any(report.ratio(group, name) is not None for group in drawn.values())]
+    for kind, axes in zip(kinds, panels, strict=True):
         axes.axvline(1, color="black", linewidth=0.8)
-        for (_, mode, _, case), group in drawn.items():
-            if group[OURS].dtype == dtype:
-                y = names.index(case) + (-0.17 if mode == "inference" else 0.17)
-                marker, color = _look(group, mode)
-                axes.hlines(y, *_interval(group), color=color, linewidth=1.6)
-                axes.plot(_ratio(group), y, marker, color=color, markersize=5)
-        axes.set_xscale("log")
-        _ratio_axis(axes.xaxis, drawn)
+        for group in (group for key, group in drawn.items() if key[:2] == kind):
+            y = names.index(group[OURS].case)
+            axes.hlines(y, *_interval(group), color=_color(_ratio(group), BLUE), linewidth=1.6)
+            for name in others:
+                value = report.ratio(group, name)
+                if value is not None:
+                    marker, color, filled = _OTHERS[name]
+                    shown = _color(value, color)
+                    axes.plot(value, y, marker, color=shown, markerfacecolor=shown if filled else "white", markersize=5)
+        axes.set_title(", ".join(kind))
+        axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
-        axes.set_xlim(_limits(drawn))
-        axes.set_title(dtype)
+    panels[0].set_xscale("log")
+    _ratio_axis(panels[0].xaxis, *_limits(drawn, others))
+    panels[0].set_xlim(_limits(drawn, others))
     _cases_axis(panels[0], names)
-    figure.supxlabel("time of nn.LSTM / time of fusedlstm", fontsize=9)
-    _legend(figure, [*_modes(drawn), _LOSS_MARK])
+    figure.supxlabel("speed-up of fusedlstm: time of the other / time of fusedlstm", fontsize=9)
+    marks = [(f"over {report.label(name)}", *_OTHERS[name]) for name in others]
+    _legend(figure, [*marks, ("below 1: fusedlstm is slower", "D", LOSS, True)])
     return figure
 
 
@@ -114,11 +123,11 @@ def scaling(rows: Sequence[Row]) -> Figure:
             axes.axhline(1, color="black", linewidth=0.8)
             axes.grid(axis="y")
             _scale(axes, of_dtype, variable)
-        line[0].set_ylabel(f"{dtype}: time of nn.LSTM /\ntime of fusedlstm")
-    for axes, name in zip(panels[-1], ("hidden size H", "batch N, rows", "length T, steps"), strict=True):
+        line[0].set_ylabel(f"{dtype}: speed-up\nover nn.LSTM")
+    for axes, name in zip(panels[-1], ("hidden size H", "batch size N", "steps T"), strict=True):
         axes.set_xlabel(name)
     panels[0, 0].set_yscale("log")
-    _ratio_axis(panels[0, 0].yaxis, drawn)
+    _ratio_axis(panels[0, 0].yaxis, *_limits(drawn))
     panels[0, 0].set_ylim(_limits(drawn))
     _legend(figure, [*_modes(drawn), _LOSS_MARK])
     return figure
@@ -206,7 +215,11 @@ def _interval(group: Group) -> tuple[float, float]:
 
 def _look(group: Group, mode: str) -> tuple[str, str]:
     """Marker and colour."""
-    return MODES[mode][0], LOSS if _ratio(group) < 1 else MODES[mode][1]
+    return MODES[mode][0], _color(_ratio(group), MODES[mode][1])
+
+
+def _color(value: float, color: str) -> str:
+    return LOSS if value < 1 else color
 
 
 def _bound_us(group: Group) -> float | None:
@@ -216,14 +229,15 @@ def _bound_us(group: Group) -> float | None:
     return bound_us(report.case_of(row), row.mode, row.dtype, row.peak_tflops, row.peak_gb_s)
 
 
-def _limits(drawn: dict[Key, Group]) -> tuple[float, float]:
+def _limits(drawn: dict[Key, Group], others: Sequence[str] = ()) -> tuple[float, float]:
+    """Ends of an axis that holds every interval, and the speed-ups over others."""
     ends = [end for group in drawn.values() for end in _interval(group)]
+    ends += [value for group in drawn.values() for name in others if (value := report.ratio(group, name)) is not None]
     return min(*ends, 1) / 1.15, max(*ends, 1) * 1.15
 
 
-def _ratio_axis(axis: Axis, drawn: dict[Key, Group]) -> None:
+def _ratio_axis(axis: Axis, low: float, high: float) -> None:
     """A logarithmic axis on which twice as fast and half as fast are equally far from 1."""
-    low, high = _limits(drawn)
     steps = (1, 1.5) if high / low < 10 else (1,)
     ticks = [step * 2.0**power for power in range(-7, 11) for step in steps]
     axis.set_major_locator(FixedLocator(ticks))

@@ -11,8 +11,9 @@ from benchmarks.cases import CASES, DTYPES, MODES, Case
 from benchmarks.records import Row
 from benchmarks.roofline import bound_us, flops, least_bytes
 
-OURS, TORCH = "fusedlstm", "torch"
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+OURS, TORCH, GRAPH = "fusedlstm", "torch", "torch_graph"
+_NAMES = {TORCH: "nn.LSTM", GRAPH: "nn.LSTM in a CUDA graph"}
+_NAMES |= {"torch_layers": "nn.LSTM per layer", "torch_plain": "nn.LSTM in plain torch"}
 _SUMMARY_MODES = ("inference", "training")
 # Columns that a caption holds, and what is put before their values.
 _CAPTION = {"device": "", "threads": "threads ", "torch": "torch ", "driver": "driver ", "cuda": "CUDA "}
@@ -41,7 +42,7 @@ def time_us(row: Row | None) -> float | None:
 
 
 def ratio(group: Group, other: str) -> float | None:
-    """Time of another provider over fusedlstm's: above 1, fusedlstm is faster."""
+    """Speed-up over another provider: its time divided by fusedlstm's."""
     ours, theirs = time_us(group.get(OURS)), time_us(group.get(other))
     if ours is None or theirs is None:
         return None
@@ -50,14 +51,14 @@ def ratio(group: Group, other: str) -> float | None:
 
 
 def ratios(group: Group) -> dict[str, float]:
-    """The ratio against each other provider that has a time, the fastest of them first."""
+    """The speed-up over each other provider that has a time, the fastest of them first."""
     found = {name: value for name in group if name != OURS and (value := ratio(group, name)) is not None}
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def label(provider: str) -> str:
     """A provider's name for readers."""
-    return "nn.LSTM" if provider == TORCH else provider
+    return _NAMES.get(provider, provider)
 
 
 def folder(rows: Iterable[Row]) -> str:
@@ -89,10 +90,11 @@ def tables(rows: Sequence[Row]) -> str:
     parts = [
         "# Benchmarks",
         f"{caption(rows)}.",
-        "Times are medians, with their 20th and 80th percentile. A ratio is the time of the other over that of"
-        " fusedlstm: above 1, fusedlstm is faster. That against nn.LSTM comes with its 95% interval. The bound is what"
-        " the operations or the bytes of a case take at least at the rates under its table, with every byte from"
-        " memory: a case whose data stay in caches may pass it.",
+        "Times are medians; those of fusedlstm come with their 20th and 80th percentile. The speed-up is the other's"
+        " time divided by that of fusedlstm: above 1, fusedlstm is faster. The speed-up over nn.LSTM comes with its 95%"
+        " interval. The bound is the least time that the operations or the bytes of a case take at the rates under its"
+        " table, with every byte read from memory. A case whose data stay in caches may be faster than that."
+        " `python -m benchmarks list` describes the providers.",
     ]
     for dtype, mode, count in kinds:
         of_kind = [group for key, group in found.items() if key[:3] == (dtype, mode, count)]
@@ -150,6 +152,10 @@ def _against_torch(group: Group) -> str:
     return digits(value) + ("" if low is None or high is None else f" ({digits(low)}..{digits(high)})")
 
 
+def _against_fastest(group: Group) -> str:
+    return next((f"{digits(value)} ({label(name)})" for name, value in ratios(group).items()), "-")
+
+
 def _rates(row: Row | None) -> list[str]:
     """TFLOP/s, GB/s and per cent of the bound."""
     time = time_us(row)
@@ -167,22 +173,26 @@ def _table(of_kind: Sequence[Group]) -> list[str]:
     """The table of one dtype and mode, and what a reader must know beside it."""
     present = {name for group in of_kind for name, row in group.items() if not _is_absent(row)}
     others = [TORCH] * (TORCH in present) + sorted(present - {OURS, TORCH})
-    header = ["case", "size", OURS, "ratio to nn.LSTM (95%)", *map(label, others), "TFLOP/s", "GB/s", "of bound"]
+    header = ["case", "size", OURS, "speed-up over nn.LSTM (95%)", "over the fastest other", *map(label, others)]
+    header += ["TFLOP/s", "GB/s", "of bound"]
     lines = []
     for group in of_kind:
         ours, first = group.get(OURS), next(iter(group.values()))
         times = [_time(group.get(name)) for name in others]
-        lines.append([first.case, _size(first), _time(ours), _against_torch(group), *times, *_rates(ours)])
+        speedups = [_against_torch(group), _against_fastest(group)]
+        lines.append([first.case, _size(first), _time(ours), *speedups, *times, *_rates(ours)])
     return [_markdown(header, lines), *_means(of_kind, others), *_remarks(of_kind)]
 
 
 def _means(of_kind: Sequence[Group], others: Sequence[str]) -> list[str]:
-    means = []
-    for name in others:
-        values = [value for group in of_kind if (value := ratio(group, name)) is not None]
-        if values:
-            means.append(f"{label(name)} {digits(geometric_mean(values))} ({_count(len(values), 'case')})")
-    return [f"Geometric mean of the ratios, over the cases both have: {', '.join(means)}."] if means else []
+    found = {label(name): [value for group in of_kind if (value := ratio(group, name)) is not None] for name in others}
+    found["the fastest other"] = [next(iter(each.values())) for group in of_kind if (each := ratios(group))]
+    means = [
+        f"{name} {digits(geometric_mean(values))} ({_count(len(values), 'case')})"
+        for name, values in found.items()
+        if values
+    ]
+    return [f"Geometric mean of the speed-up, over the cases that both have: {', '.join(means)}."] if means else []
 
 
 def _count(number: int, noun: str) -> str:
@@ -205,7 +215,7 @@ def _remarks(of_kind: Sequence[Group]) -> list[str]:
 
 
 def _slower(found: dict[Key, Group]) -> list[str]:
-    """Every case in which any other provider is faster, worst first, and those in which only others have a time."""
+    """Every case in which another provider is faster, worst first, and those in which only others have a time."""
     compared = {key: ratios(group) for key, group in found.items() if ratios(group)}
     losses = {key: {name: value for name, value in each.items() if value < 1} for key, each in compared.items()}
     losses = dict(sorted(((k, v) for k, v in losses.items() if v), key=lambda item: min(item[1].values())))
@@ -220,13 +230,18 @@ def _slower(found: dict[Key, Group]) -> list[str]:
         f"Another provider is faster in {len(losses)} of {_count(len(compared), 'measurement')}.",
     ]
     if lines:
-        parts.append(_markdown(["case", "mode", "dtype", "threads", "faster than fusedlstm, with the ratio"], lines))
-    missing = [
+        parts.append(_markdown(["case", "mode", "dtype", "threads", "faster than fusedlstm, with the speed-up"], lines))
+    return parts + _missing(found)
+
+
+def _missing(found: dict[Key, Group]) -> list[str]:
+    """The cases for which only others have a time."""
+    names = [
         f"{case} {mode} {dtype}"
         for (dtype, mode, _, case), group in found.items()
         if time_us(group.get(OURS)) is None and any(time_us(row) is not None for row in group.values())
     ]
-    return parts + ([f"Without a time of fusedlstm, though another has one: {', '.join(missing)}."] if missing else [])
+    return [f"Without a time of fusedlstm, though another has one: {', '.join(names)}."] if names else []
 
 
 def _absent(found: dict[Key, Group]) -> list[str]:
@@ -238,66 +253,82 @@ def _absent(found: dict[Key, Group]) -> list[str]:
     return ["## Absent providers", "\n".join(lines)] if lines else []
 
 
-def summary(rows: Sequence[Row], dtype: str) -> str:
-    """A table for the README: each case's ratios in a dtype, with the largest number of threads that was measured."""
-    threads = max(row.threads for row in rows)
-    chosen = [row for row in rows if row.dtype == dtype and row.threads == threads]
-    found = groups(row for row in chosen if row.mode in _SUMMARY_MODES)
-    columns = {mode: [group for key, group in found.items() if key[1] == mode] for mode in _SUMMARY_MODES}
-    lines = []
-    for name in dict.fromkeys(key[3] for key in found):
-        of_case = [found.get((dtype, mode, threads, name), {}) for mode in _SUMMARY_MODES]
-        size = next(_size(row) for group in of_case for row in group.values())
-        lines.append([name, size, *(cell for group in of_case for cell in _short(group))])
-    means = []
-    for of_mode in columns.values():
-        to_torch = [value for group in of_mode if (value := ratio(group, TORCH)) is not None]
-        to_fastest = [next(iter(each.values())) for group in of_mode if (each := ratios(group))]
-        means += [digits(geometric_mean(values)) if values else "-" for values in (to_torch, to_fastest)]
-    lines.append(["geometric mean", "", *means])
-    header = [cell for mode in _SUMMARY_MODES for cell in (f"{mode}: ratio to nn.LSTM", "to the fastest other")]
-    file = f"benchmarks/results/{folder(rows)}/rows.csv"
-    text = f"Time of the other over that of fusedlstm, {dtype}: above 1, fusedlstm is faster; **below 1** it is slower."
-    absent = sorted({label(row.provider) for row in chosen if _is_absent(row)})
-    parts = [f"{text} {caption(chosen)}; rows: [{file}]({file}).", _markdown(["case", "size", *header], lines)]
-    return "\n\n".join(parts + ([f"Not measured, because absent: {', '.join(absent)}."] if absent else []))
+def speed(machines: Sequence[Sequence[Row]]) -> str:
+    """The README's table: a line for each machine and dtype, with the largest number of threads that was measured.
 
-
-def _short(group: Group) -> list[str]:
-    """The ratio against nn.LSTM, and that against the fastest other provider with its name."""
-    if OURS in group and time_us(group[OURS]) is None:
-        return [_time(group[OURS])] * 2
-    to_torch, to_all = ratio(group, TORCH), ratios(group)
-    fastest = [f"{_bold(value)} ({label(name)})" for name, value in to_all.items()]
-    return ["-" if to_torch is None else _bold(to_torch), fastest[0] if fastest else "-"]
-
-
-def _bold(value: float) -> str:
-    return digits(value) if value >= 1 else f"**{digits(value)}**"
-
-
-def readme_section(machines: Sequence[Sequence[Row]]) -> str:
-    """What stands between the README's markers: for each machine the summaries and the figure."""
-    parts = []
+    There are four dtypes, and `shown` gives two machines at most: eight lines.
+    """
+    lines, notes = [], []
     for rows in machines:
-        image = f"benchmarks/results/{folder(rows)}/speedup.svg"
-        dtypes = [dtype for dtype in DTYPES if any(row.dtype == dtype for row in rows)]
-        parts += [f"### {rows[0].device}", *(summary(rows, dtype) for dtype in dtypes)]
-        parts.append(f"![Ratio to nn.LSTM of each case, with its 95% interval]({image})")
-    return "\n\n".join(parts)
+        threads = max(row.threads for row in rows)
+        found = groups(row for row in rows if row.threads == threads and row.mode in _SUMMARY_MODES)
+        for dtype in dict.fromkeys(key[0] for key in found):
+            line = [rows[0].device, dtype]
+            for mode in _SUMMARY_MODES:
+                of_kind = [group for key, group in found.items() if key[:2] == (dtype, mode)]
+                line.append(_mean([value for group in of_kind if (value := ratio(group, TORCH)) is not None]))
+                line.append(_mean([next(iter(each.values())) for group in of_kind if (each := ratios(group))]))
+            lines.append(line)
+        every = f"[every case](benchmarks/results/{folder(rows)}/tables.md)"
+        notes.append(f"- {'. '.join([caption(rows), *_lowest(found), *_missing(found)]).rstrip('.')}: {every}.")
+    header = [cell for mode in _SUMMARY_MODES for cell in (f"{mode}: over nn.LSTM", "over the fastest other")]
+    text = (
+        "Speed-up of fusedlstm: the other's time divided by its own, geometric mean over all cases. In brackets: in how"
+        " many of them fusedlstm is slower. The fastest other is looked for in each case."
+    )
+    return "\n\n".join([text, _markdown(["device", "dtype", *header], lines), "\n".join(notes)])
+
+
+def _mean(speedups: Sequence[float]) -> str:
+    """The geometric mean, and how many are below 1."""
+    losses = sum(value < 1 for value in speedups)
+    return f"{digits(geometric_mean(speedups))} ({losses} of {len(speedups)})" if speedups else "-"
+
+
+def _lowest(found: dict[Key, Group]) -> list[str]:
+    """The lowest speed-up over nn.LSTM, with its case."""
+    pairs = [(value, key) for key, group in found.items() if (value := ratio(group, TORCH)) is not None]
+    return (
+        [
+            f"Lowest over nn.LSTM: {digits(value)} ({case}, {mode}, {dtype})"
+            for value, (dtype, mode, _, case) in [min(pairs)]
+        ]
+        if pairs
+        else []
+    )
+
+
+def figure(machines: Sequence[Sequence[Row]]) -> str:
+    """The README's figure: that of the first machine, which is the GPU where one was measured."""
+    rows = machines[0]
+    others = [label(name) for name in (TORCH, GRAPH) if any(row.provider == name and time_us(row) for row in rows)]
+    text = f"Speed-up of fusedlstm over {' and over '.join(others)} on {rows[0].device}"
+    return f"![{text}, by case](benchmarks/results/{folder(rows)}/speedup.svg)"
 
 
 def update_readme(readme: Path, machines: Sequence[Sequence[Row]]) -> None:
-    """Replaces what stands between the markers of a README by `readme_section`.
+    """Replaces what stands between the README's markers by the figure and the table.
 
     Raises:
         ValueError: the file does not have each marker once, in their order.
     """
     text = readme.read_text(encoding="utf-8")
-    found = re.findall(f"{BEGIN}|{END}", text)
-    if found != [BEGIN, END]:
-        raise ValueError(
-            f"{readme}: must have the lines {BEGIN} and {END} once each, in this order, got {found}; add them"
-        )
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n{readme_section(machines)}\n{END}{after}", encoding="utf-8")
+    for name, section in sections(machines).items():
+        begin, end = markers(name)
+        found = re.findall(f"{begin}|{end}", text)
+        if found != [begin, end]:
+            raise ValueError(
+                f"{readme}: must have the lines {begin} and {end} once each, in this order, got {found}; add them"
+            )
+        text = f"{text.split(begin)[0]}{begin}\n{section}\n{end}{text.split(end)[1]}"
+    readme.write_text(text, encoding="utf-8")
+
+
+def sections(machines: Sequence[Sequence[Row]]) -> dict[str, str]:
+    """What of the README is made of rows, by the name of its markers."""
+    return {"figure": figure(machines), "speed": speed(machines)}
+
+
+def markers(name: str) -> tuple[str, str]:
+    """The lines around a section of the README."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"

@@ -1,5 +1,6 @@
 """Tables, figures and growth made of rows, against numbers worked out by hand; no measurement is needed."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 import fusedlstm
 from benchmarks import environment, growth, plots, records, report
+from benchmarks.cases import DTYPES, MODES
 from benchmarks.records import Row
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +53,8 @@ def test_numbers_of_a_table():
         "case": "lm_200",
         "size": "T10 N5 I20 H20 L1",
         "fusedlstm": "100 us (50.0..200)",
-        "ratio to nn.LSTM (95%)": "2.50 (2.25..3.00)",
+        "speed-up over nn.LSTM (95%)": "2.50 (2.25..3.00)",
+        "over the fastest other": "2.00 (onnxruntime)",
         "nn.LSTM": "250 us",
         "onnxruntime": "200 us",
         "TFLOP/s": "0.00320",  # 320,000 operations in 100 us
@@ -65,7 +68,7 @@ def test_units_and_sizes():
     cells = _cells(report.tables(rows), "float32, lm_step", "lm_200")
     assert cells["fusedlstm"] == "1.50 ms (0.750..3.00)"
     assert cells["size"] == "T10 N5 I20 H20 L1 D2 P7 V11"
-    assert cells["torch_plain"] == "0.500 us"
+    assert cells["nn.LSTM in plain torch"] == "0.500 us"
 
 
 def test_without_rates_there_is_no_bound():
@@ -76,7 +79,8 @@ def test_without_rates_there_is_no_bound():
 def test_geometric_means_are_over_common_cases():
     text = report.tables(ROWS).split("## float32, inference\n")[1].split("\n## ")[0]
     # nn.LSTM: cube root of 2.5 * 0.8 * 4; ONNX Runtime: square root of 2 * 0.25, without the case it fails in.
-    assert "both have: nn.LSTM 2.00 (3 cases), onnxruntime 0.707 (2 cases)." in text
+    assert "both have: nn.LSTM 2.00 (3 cases), onnxruntime 0.707 (2 cases), " in text
+    assert "the fastest other 1.26 (3 cases)." in text  # cube root of 2 * 0.25 * 4
 
 
 @pytest.mark.parametrize("median_us", [None, 77.0])
@@ -90,14 +94,16 @@ def test_an_error_never_gives_a_figure(provider, median_us):
     cells = _cells(text, "float32, inference", "lm_200")
     assert cells[report.label(provider)] == "error"
     assert f"- {report.label(provider)}, lm_200: Mismatch: y" in text
-    assert "77" not in text + report.summary(broken, "float32")
+    assert "77" not in text + report.speed([broken])
     if provider != "onnxruntime":
-        assert cells["ratio to nn.LSTM (95%)"] == "-"
-        assert "2.50" not in text + report.summary(broken, "float32")
+        assert cells["speed-up over nn.LSTM (95%)"] == "-"
+        assert "2.50" not in text + report.speed([broken])
     if provider == "fusedlstm":
         assert [cells[name] for name in ("TFLOP/s", "GB/s", "of bound")] == ["-"] * 3
-        assert "Without a time of fusedlstm, though another has one: lm_200 inference float32." in text
-        assert "| lm_200 | T10 N5 I20 H20 L1 | error | error | - | - |" in report.summary(broken, "float32")
+        missing = "Without a time of fusedlstm, though another has one: lm_200 inference float32"
+        assert f"{missing}." in text
+        assert missing in report.speed([broken])
+        assert "| Some CPU | float32 | - | - | - | - |" in report.speed([broken])
         assert "Geometric mean" not in text
     else:
         assert "Without a time" not in text
@@ -137,7 +143,7 @@ def test_threads_are_not_mixed():
     text = report.tables(rows)
     assert _cells(text, "float32, inference, threads: 1", "lm_200")["nn.LSTM"] == "200 us"
     assert _cells(text, "float32, inference, threads: 2", "lm_200")["nn.LSTM"] == "55.0 us"
-    assert "| 1.10 | 1.10 (nn.LSTM) | - | - |" in report.summary(rows, "float32")
+    assert "| 1.10 (0 of 1) | 1.10 (0 of 1) | - | - |" in report.speed([rows])
 
 
 def test_caption():
@@ -148,25 +154,40 @@ def test_caption():
     assert report.caption([second, first]) == f"{expected} and def, on 2026-08-01 and 2026-08-03"
 
 
-def test_summary():
-    lines = report.summary(ROWS, "float32").splitlines()
-    assert "Some CPU" in lines[0]
-    assert "[benchmarks/results/cpu-some-cpu/rows.csv]" in lines[0]
-    assert lines[4:] == [
-        "| lm_200 | T10 N5 I20 H20 L1 | 2.50 | 2.00 (onnxruntime) | 4.00 | 4.00 (nn.LSTM) |",
-        "| lm_medium | T10 N5 I20 H20 L1 | **0.800** | **0.250** (onnxruntime) | - | - |",
-        "| lm_char | T10 N5 I20 H20 L1 | 4.00 | 4.00 (nn.LSTM) | - | - |",
-        "| geometric mean |  | 2.00 | 1.26 | 4.00 | 4.00 |",  # cube root of 2 * 0.25 * 4
-        "",
-        "Not measured, because absent: openvino.",
+def test_the_short_table():
+    graph = [_row("torch_graph", 50.0, "lm_200", device="NVIDIA H200", cuda="13.0")]
+    gpu = [replace(row, device="NVIDIA H200", cuda="13.0", dtype="bfloat16") for row in [*_pair(100.0, 250.0), *graph]]
+    text = report.speed([gpu, ROWS])
+    assert [line for line in text.splitlines() if line.startswith(("| Some", "| NV"))] == [
+        "| NVIDIA H200 | bfloat16 | 2.50 (0 of 1) | 0.500 (1 of 1) | - | - |",
+        # nn.LSTM: cube root of 2.5 * 0.8 * 4; the fastest other: of 2 * 0.25 * 4.
+        "| Some CPU | float32 | 2.00 (1 of 3) | 1.26 (1 of 3) | 4.00 (0 of 1) | 4.00 (0 of 1) |",
     ]
+    assert "\n- Some CPU, threads 2. Lowest over nn.LSTM: 0.800 (lm_medium, inference, float32): [every case]" in text
+    assert "](benchmarks/results/cpu-some-cpu/tables.md)" in text
+    assert "](benchmarks/results/h200/tables.md)" in text
+
+
+def test_the_short_table_is_short(tmp_path):
+    """Of two machines that measured every dtype."""
+    rows = [row for dtype in DTYPES for mode in MODES for row in _pair(2.0, 3.0, dtype=dtype, mode=mode)]
+    assert report.speed([rows, rows]).count("| Some CPU |") == 8
+
+
+def test_the_figure_names_what_it_shows():
+    assert report.figure([ROWS]) == (
+        "![Speed-up of fusedlstm over nn.LSTM on Some CPU, by case](benchmarks/results/cpu-some-cpu/speedup.svg)"
+    )
+    assert "over nn.LSTM and over nn.LSTM in a CUDA graph on" in report.figure(
+        [[*ROWS, _row("torch_graph", 5.0)], ROWS]
+    )
 
 
 def test_the_order_of_rows_does_not_matter(tmp_path):
     records.write(tmp_path / "rows.csv", ROWS)
     for rows in (ROWS[::-1], records.read(tmp_path / "rows.csv")):
         assert report.tables(rows) == report.tables(ROWS)
-        assert report.summary(rows, "float32") == report.summary(ROWS, "float32")
+        assert report.speed([rows]) == report.speed([ROWS])
         assert plots.digest(rows) == plots.digest(ROWS)
     assert plots.digest([_row("torch", 5)]) == plots.digest([_row("torch", 5.0)])  # as a file gives it back
 
@@ -177,24 +198,30 @@ def test_folder_is_that_of_the_machine():
     assert report.folder([_row("torch", device="NVIDIA H200", cuda="13.0")]) == "h200"
 
 
+FIGURE, SPEED = (" old \\1 text ".join(report.markers(name)) for name in ("figure", "speed"))
+
+
 def test_update_readme_leaves_the_rest_alone(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"# Pöppel\n{report.BEGIN}\nold \\1 text\n{report.END}\n\nend", encoding="utf-8")
+    readme.write_text(f"# Pöppel\n{FIGURE}\n\nmiddle\n{SPEED}\n\nend", encoding="utf-8")
     report.update_readme(readme, [ROWS])
     once = readme.read_text(encoding="utf-8")
-    assert once == f"# Pöppel\n{report.BEGIN}\n{report.readme_section([ROWS])}\n{report.END}\n\nend"
-    assert "](benchmarks/results/cpu-some-cpu/speedup.svg)" in once
+    figure, speed = (
+        f"{begin}\n{text}\n{end}"
+        for (begin, end), text in zip(
+            map(report.markers, ("figure", "speed")), (report.figure([ROWS]), report.speed([ROWS])), strict=True
+        )
+    )
+    assert once == f"# Pöppel\n{figure}\n\nmiddle\n{speed}\n\nend"
     report.update_readme(readme, [ROWS])
     assert readme.read_text(encoding="utf-8") == once
 
 
-@pytest.mark.parametrize(
-    "text", ["", report.BEGIN, f"{report.END} {report.BEGIN}", 2 * f"{report.BEGIN} {report.END}"], ids=range(4)
-)
+@pytest.mark.parametrize("text", ["", FIGURE, f"{FIGURE} {SPEED[::-1]}", f"{FIGURE} {2 * SPEED}"], ids=range(4))
 def test_update_readme_wants_its_markers(tmp_path, text):
     readme = tmp_path / "README.md"
     readme.write_text(text)
-    with pytest.raises(ValueError, match=r"README\.md: must have the lines <!-- benchmarks: begin --> and"):
+    with pytest.raises(ValueError, match=r"README\.md: must have the lines <!-- (figure|speed): begin --> and"):
         report.update_readme(readme, [ROWS])
     assert readme.read_text() == text
 
@@ -216,6 +243,21 @@ def test_losses_have_a_colour_of_their_own(tmp_path):
     legend = path.read_text().lower().count(plots.LOSS.lower())
     won = [replace(row, ratio=1.5) if row.provider == "fusedlstm" else row for row in ROWS]
     assert plots.draw(won, tmp_path)[0].read_text().lower().count(plots.LOSS.lower()) < legend
+
+
+def test_the_graph_of_nn_lstm_has_a_mark_of_its_own(tmp_path):
+    def greens(rows):
+        return plots.draw(rows, tmp_path)[0].read_text().lower().count(plots.GREEN.lower())
+
+    faster, slower = (_row("torch_graph", time, "lm_200") for time in (150.0, 50.0))
+    assert greens(ROWS) == 0
+    assert greens([*ROWS, faster]) > greens([*ROWS, slower]) > 0  # of a loss, the legend's alone
+
+
+def test_figures_are_readable_in_a_dark_theme(tmp_path):
+    """Black letters: the ground must be white, not what is behind the image."""
+    for path in plots.draw(ROWS, tmp_path):
+        assert re.search(r'<g id="patch_1">\s*<path[^>]*style="fill: #ffffff', path.read_text())
 
 
 def test_figures_of_rows_without_times(tmp_path):
@@ -277,12 +319,6 @@ def test_the_readme_shows_the_gpu_and_the_processor_measured_last(tmp_path):
     measured("cpu-b", "2026-01-03")
     measured("h200", "2025-12-31")
     assert report.shown(tmp_path) == [tmp_path / "h200", tmp_path / "cpu-b"]
-
-
-def test_readme_says_what_the_rows_say():
-    section = report.readme_section([records.read(path / "rows.csv") for path in report.shown(records.RESULTS)])
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"{report.BEGIN}\n{section}\n{report.END}" in text, "run: python -m benchmarks report"
 
 
 def test_tables_and_figures_are_those_of_the_rows():

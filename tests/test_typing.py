@@ -10,7 +10,7 @@ import pytest
 
 import fusedlstm
 
-pytest.importorskip("mypy", reason="mypy is part of the dev extra")
+pytest.importorskip("mypy", reason="mypy is part of the test extra")
 
 ROOT = Path(__file__).parent.parent
 RIGHT = """\

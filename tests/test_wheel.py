@@ -17,7 +17,7 @@ import fusedlstm
 from fusedlstm import _C
 
 for tool in ("build", "auditwheel"):
-    pytest.importorskip(tool, reason=f"{tool} is part of the dev extra")
+    pytest.importorskip(tool, reason=f"{tool} is part of the test extra")
 
 ROOT = Path(__file__).parent.parent
 # A caller's own make must not hand its variables down, and the CUDA sources have a check of their own.
@@ -28,7 +28,7 @@ def test_wheel(tmp_path):
     """One test, since several processes would each compile for their own."""
     dist = tmp_path / "dist"
     # The virtual environment counts as made, so that make does not make another.
-    variables = ["VENV=", f"PYTHON={sys.executable}", f"DIST={dist}", "--old-file=build/installed"]
+    variables = ["VENV=", f"PYTHON={sys.executable}", f"DIST={dist}", "--old-file=build/installed-wheel"]
     _run(["make", "wheel", *variables], cwd=ROOT, env=ENVIRONMENT)
     (sdist,), (wheel,) = dist.glob("*.tar.gz"), dist.glob("*.whl")
     assert len(list(dist.iterdir())) == 2
