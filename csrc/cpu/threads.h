@@ -79,6 +79,9 @@ class Barrier {
 inline int64_t ceil_div(int64_t n, int64_t divisor) {
   return (n + divisor - 1) / divisor;
 }
+inline int64_t round_up(int64_t n, int64_t multiple) {
+  return ceil_div(n, multiple) * multiple;
+}
 
 // The index-th of `count` equal parts of n items.
 inline Range even_part(int64_t n, int64_t index, int64_t count) {
@@ -86,13 +89,11 @@ inline Range even_part(int64_t n, int64_t index, int64_t count) {
 }
 
 // The plan for the threads that started. If they are fewer than planned, they all share the units.
-inline ThreadPlan plan_for_team(const ThreadPlan& plan, int64_t threads) {
+inline ThreadPlan plan_for_team(ThreadPlan plan, int64_t threads) {
   if (threads == plan.threads()) return plan;
-  return {.groups = 1,
-          .unit_threads = threads,
-          .row_threads = 1,
-          .time_block = plan.time_block,
-          .packs = plan.packs};
+  plan.groups = plan.row_threads = 1;
+  plan.unit_threads = threads;
+  return plan;
 }
 
 // One thread of the team: its group, and its coordinates in the grid of the group.
