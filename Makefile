@@ -14,8 +14,8 @@ TORCHES ?= 2.11.0 2.13.0
 PY     := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 BIN    := $(if $(VENV),$(VENV)/bin/)
 STAMP  := $(if $(VENV),$(VENV)/installed,build/installed)
-NATIVE := setup.py pyproject.toml $(shell find csrc -type f -name '*.[ch]*')
-FORMAT := $(shell find csrc tests -type f \( -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
+NATIVE := setup.py pyproject.toml $(shell find csrc -type f -name '*.[chi]*')
+FORMAT := $(shell find csrc tests -type f \( -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' \))
 
 # Libraries that come with torch, OpenMP's among them. A wheel with a copy would bring a second one into the process.
 FROM_TORCH := 'libc10*.so' 'libtorch*.so' libgomp.so.1 'libcudart.so.*'

@@ -19,8 +19,8 @@
 
 namespace fusedlstm::cpu {
 
-// Depth that a panel's sums cover between two additions to memory (BLIS: KC). So much of half a panel, two
-// vectors wide, fits the L1 cache, and the rounding error grows with this length, not with the whole depth.
+// Depth that a panel's sums cover between two additions to memory (BLIS: KC). Half a panel of this depth fits
+// the L1 cache, and the rounding error grows with this length, not with the whole depth.
 constexpr int64_t kKC = 128;
 
 // Lanes of the longest vector of any instruction set. Packed matrices and workspaces are padded for it.
@@ -42,9 +42,10 @@ struct Kernels {
   void (*pack_gates)(const W* weight, int64_t hidden, int64_t depth, Range panels, T* packed);
   // gates = biases + x times W_ih, for the steps of a time block.
   void (*input_gates)(const ForwardArgs<T, W>&, Range time_block, const Share<T>&);
-  // Gates, cell state and h of step t; h is stored to args.h with a projection, else to y.
+  // Gates, cell state and h of step t. h is stored to y, or with a projection to the workspace
+  // ForwardArgs::h.
   void (*forward_step)(const ForwardArgs<T, W>&, int64_t t, const Share<T>&);
-  // y of step t from args.h.
+  // y of step t from that workspace.
   void (*project)(const ForwardArgs<T, W>&, int64_t t, const Share<T>&);
 
   // Packs a matrix of `depth` rows.
@@ -62,7 +63,7 @@ struct Kernels {
                int64_t kc, bool adds, T* out, int64_t out_stride);
 };
 
-// Of one instruction set, for all types.
+// The kernels of one instruction set, for all types.
 using KernelSet = std::tuple<Kernels<double, double>, Kernels<float, float>, Kernels<float, BFloat16>,
                              Kernels<float, Half>>;
 
