@@ -11,7 +11,7 @@ import pytest
 import fusedlstm
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h", ".cu", ".cuh"))
+SOURCES = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h", ".inl", ".cu", ".cuh"))
 MODULES = sorted(path for path in (ROOT / "fusedlstm").rglob("*.py"))
 
 # What each module of the package may import from it; the compiled module _C is at the bottom.

@@ -92,6 +92,38 @@ struct BackwardArgs {
   T* workspace;  // backward_workspace(size, time_block, projected) elements
 };
 
+// Whether t is the first or last step of a row in the direction's order.
+template <class Args>
+[[gnu::always_inline]] inline bool is_first(const Args& args, int64_t t, int64_t row) {
+  return t == (args.reverse ? args.rows.length[row] - 1 : 0);
+}
+template <class Args>
+[[gnu::always_inline]] inline bool is_last(const Args& args, int64_t t, int64_t row) {
+  return t == (args.reverse ? 0 : args.rows.length[row] - 1);
+}
+// Whether step t starts from states of zero. In the reverse direction that is so if step t + 1 begins the
+// next segment.
+template <class Args>
+[[gnu::always_inline]] inline bool enters_segment(const Args& args, int64_t t, int64_t row) {
+  if (args.rows.resets == nullptr) return false;
+  const int64_t begin = args.reverse ? t + 1 : t;
+  return begin < args.rows.length[row] && args.rows.resets[begin * args.size.batch + row];
+}
+// The states before step t.
+template <class Args>
+[[gnu::always_inline]] inline auto h_before(const Args& args, int64_t t, int64_t row) -> decltype(args.h0) {
+  if (enters_segment(args, t, row)) return args.zeros;
+  if (is_first(args, t, row)) return args.h0 + row * args.size.outputs;
+  return args.y + ((args.reverse ? t + 1 : t - 1) * args.size.batch + row) * args.y_stride;
+}
+template <class Args>
+[[gnu::always_inline]] inline auto c_before(const Args& args, int64_t t, int64_t row, int64_t cells_step)
+    -> decltype(args.c0) {
+  if (enters_segment(args, t, row)) return args.zeros;
+  if (is_first(args, t, row)) return args.c0 + row * args.size.hidden;
+  return args.cells + (args.reverse ? t + 1 : t - 1) * cells_step + row * args.cells_stride;
+}
+
 // Items [begin, end).
 struct Range {
   int64_t begin, end;

@@ -22,9 +22,9 @@ std::vector<const T*> row_pointers(const T* matrix, int64_t rows, int64_t stride
   return pointers;
 }
 
-// Elements of a packed matrix. Columns are padded to the widest panel of any instruction set.
+// Elements of a packed matrix, for panels of any instruction set.
 int64_t packed_size(int64_t depth, int64_t columns) {
-  return depth * ceil_div(columns, 64) * 64;
+  return depth * round_up(columns, 4 * kMaxLanes);
 }
 
 // Lays out the parts of the workspace one after another, each beginning at a multiple of the longest vector.
@@ -36,7 +36,7 @@ BackwardWorkspace<T> lay_out(const Sizes& s, int64_t time_block, bool projected,
   int64_t used = 0;
   const auto take = [&](int64_t count) -> T* {
     T* const begin = memory ? memory + used : nullptr;
-    used += ceil_div(count, 16) * 16;
+    used += round_up(count, kMaxLanes);
     return begin;
   };
   BackwardWorkspace<T> workspace{.panels_ih = take(packed_size(G, s.input)),
@@ -56,24 +56,14 @@ BackwardWorkspace<T> lay_out(const Sizes& s, int64_t time_block, bool projected,
   return workspace;
 }
 
-// The state before each step of a time block, for each row: zeros if the row takes no part in the step or
-// enters a segment with it.
+// The state before each step of a time block, for each row: zeros if the row takes no part in the step.
 template <class T>
 std::vector<const T*> previous_states(const BackwardArgs<T>& args, Range time_block) {
-  const int64_t N = args.size.batch, P = args.size.outputs;
   std::vector<const T*> states;
-  states.reserve((time_block.end - time_block.begin) * N);
+  states.reserve((time_block.end - time_block.begin) * args.size.batch);
   for (int64_t t = time_block.begin; t < time_block.end; ++t)
-    for (int64_t row = 0; row < N; ++row) {
-      const int64_t length = args.rows.length[row], begin = args.reverse ? t + 1 : t;
-      const bool enters = args.rows.resets && begin < length && args.rows.resets[begin * N + row];
-      if (t >= length || enters)
-        states.push_back(args.zeros);
-      else if (t == (args.reverse ? length - 1 : 0))
-        states.push_back(args.h0 + row * P);
-      else
-        states.push_back(args.y + ((args.reverse ? t + 1 : t - 1) * N + row) * args.y_stride);
-    }
+    for (int64_t row = 0; row < args.size.batch; ++row)
+      states.push_back(t < args.rows.length[row] ? h_before(args, t, row) : args.zeros);
   return states;
 }
 
@@ -83,12 +73,7 @@ class BackwardThread {
  public:
   BackwardThread(const Kernels<T, T>& k, const BackwardArgs<T>& args, const TeamThread& thread,
                  Barriers& barriers)
-      : k_(k),
-        args_(args),
-        s_(args.size),
-        thread_(thread),
-        barriers_(barriers),
-        workspace_(lay_out(s_, thread.plan.time_block, args.weight_hr != nullptr, args.workspace)) {}
+      : k_(k), args_(args), thread_(thread), barriers_(barriers) {}
 
   void run() {
     pack_weights();
@@ -233,10 +218,11 @@ class BackwardThread {
 
   const Kernels<T, T>& k_;
   const BackwardArgs<T>& args_;
-  const Sizes& s_;
   const TeamThread thread_;
   Barriers& barriers_;
-  const BackwardWorkspace<T> workspace_;
+  const Sizes& s_ = args_.size;
+  const BackwardWorkspace<T> workspace_ =
+      lay_out(s_, thread_.plan.time_block, args_.weight_hr != nullptr, args_.workspace);
 };
 
 }  // namespace

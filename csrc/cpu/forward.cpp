@@ -64,10 +64,9 @@ void write_last_states(const ForwardArgs<T, W>& args) {
 
 }  // namespace
 
-// Units are padded to the longest vector, 16 floats. AMX packs bfloat16 and pads the depth to 32, which takes
-// as many bytes as 16 floats.
+// AMX packs bfloat16 and pads the depth to 32, which takes as many bytes as 16 floats.
 int64_t packed_weights(int64_t depth, int64_t hidden) {
-  return std::max<int64_t>(depth, 16) * 4 * ceil_div(hidden, 16) * 16;
+  return std::max<int64_t>(depth, 16) * 4 * round_up(hidden, kMaxLanes);
 }
 
 template <class T, class W>

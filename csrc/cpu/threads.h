@@ -62,7 +62,7 @@ class Barrier {
   }
 
  private:
-  static constexpr int kSpins = 20000;  // of about 40 cycles
+  static constexpr int kSpins = 20000;  // of about 40 cycles: a quarter of a millisecond
 
   static void pause() {
 #if defined(__x86_64__)
@@ -79,6 +79,9 @@ class Barrier {
 inline int64_t ceil_div(int64_t n, int64_t divisor) {
   return (n + divisor - 1) / divisor;
 }
+inline int64_t round_up(int64_t n, int64_t multiple) {
+  return ceil_div(n, multiple) * multiple;
+}
 
 // The index-th of `count` equal parts of n items.
 inline Range even_part(int64_t n, int64_t index, int64_t count) {
@@ -86,13 +89,11 @@ inline Range even_part(int64_t n, int64_t index, int64_t count) {
 }
 
 // The plan for the threads that started. If they are fewer than planned, they all share the units.
-inline ThreadPlan plan_for_team(const ThreadPlan& plan, int64_t threads) {
+inline ThreadPlan plan_for_team(ThreadPlan plan, int64_t threads) {
   if (threads == plan.threads()) return plan;
-  return {.groups = 1,
-          .unit_threads = threads,
-          .row_threads = 1,
-          .time_block = plan.time_block,
-          .packs = plan.packs};
+  plan.groups = plan.row_threads = 1;
+  plan.unit_threads = threads;
+  return plan;
 }
 
 // One thread of the team: its group, and its coordinates in the grid of the group.
@@ -112,14 +113,14 @@ struct TeamThread {
     return even_part(n, row_thread * plan.unit_threads + unit_thread, group_size());
   }
 
-  // This thread's part of n units (or output columns) in blocks of `width`, for its rows of the batch.
+  // This thread's part of n units (or output columns), in unit blocks of `width`, for its rows of the batch.
   //
-  // Whole blocks are divided evenly among the unit threads: thread (row, unit) computes its blocks for every
-  // row_threads-th row. Blocks left over by that division are computed by all threads, each for every
-  // group_size-th row. A batch of under 4 rows for each thread divides all blocks instead.
+  // Unit blocks are divided evenly among the unit threads: thread (row, unit) computes its own for every
+  // row_threads-th row. Those that the division leaves over are computed by all threads, each for every
+  // group_size-th row. With a batch of under 4 rows for each thread, all are divided, even if unevenly.
   //
-  // With more than kMC rows for a thread, a share has at most `nc_blocks` blocks, whose panels stay in the
-  // core's own cache until all rows have used them (BLIS: NC).
+  // With more than kMC rows for a thread, a share has at most `nc_blocks` unit blocks, whose panels stay in
+  // the core's own cache until all rows have used them (BLIS: NC).
   template <class T>
   std::vector<Share<T>> shares(int64_t n, int64_t width, int64_t nc_blocks, int64_t batch,
                                T* workspace) const {

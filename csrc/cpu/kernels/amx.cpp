@@ -1,16 +1,7 @@
-// The headers that the kernels need are included before the instruction set is chosen. If functions of the
-// standard library were compiled for it, the linker could take that copy for the whole program.
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
+// AMX for bfloat16, on AVX-512.
 #include "kernels.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-
 #if defined(__clang__)
 #pragma clang attribute push(                                                                       \
     __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16,fma"))), \
@@ -27,10 +18,7 @@ namespace {
 #include "amx.inl"
 }  // namespace
 
-const Kernels<float, BFloat16>& kernels_amx() {
-  static constexpr Kernels<float, BFloat16> kernels = make_kernels<float, BFloat16, AmxGateGemm>();
-  return kernels;
-}
+constinit const Kernels<float, BFloat16> amx_kernels = make_kernels<float, BFloat16, AmxGateGemm>();
 }  // namespace fusedlstm::cpu
 
 #if defined(__clang__)
@@ -38,5 +26,4 @@ const Kernels<float, BFloat16>& kernels_amx() {
 #else
 #pragma GCC pop_options
 #endif
-
 #endif

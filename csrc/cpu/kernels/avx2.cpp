@@ -1,16 +1,7 @@
-// The headers that the kernels need are included before the instruction set is chosen. If functions of the
-// standard library were compiled for it, the linker could take that copy for the whole program.
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
+// AVX2, with FMA and F16C.
 #include "kernels.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
@@ -32,15 +23,7 @@ constexpr int kAccumulators = 12;
 #undef FUSEDLSTM_WIDEN_HALF
 }  // namespace
 
-template <class T, class W>
-const Kernels<T, W>& kernels_avx2() {
-  static constexpr Kernels<T, W> kernels = make_kernels<T, W>();
-  return kernels;
-}
-template const Kernels<double, double>& kernels_avx2();
-template const Kernels<float, float>& kernels_avx2();
-template const Kernels<float, BFloat16>& kernels_avx2();
-template const Kernels<float, Half>& kernels_avx2();
+constinit const KernelSet avx2_kernels = make_kernel_set();
 }  // namespace fusedlstm::cpu
 
 #if defined(__clang__)
@@ -48,5 +31,4 @@ template const Kernels<float, Half>& kernels_avx2();
 #else
 #pragma GCC pop_options
 #endif
-
 #endif

@@ -1,16 +1,7 @@
-// The headers that the kernels need are included before the instruction set is chosen. If functions of the
-// standard library were compiled for it, the linker could take that copy for the whole program.
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
+// AVX-512.
 #include "kernels.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"))), \
                              apply_to = function)
@@ -26,15 +17,7 @@ namespace {
 #include "avx512.inl"
 }  // namespace
 
-template <class T, class W>
-const Kernels<T, W>& kernels_avx512() {
-  static constexpr Kernels<T, W> kernels = make_kernels<T, W>();
-  return kernels;
-}
-template const Kernels<double, double>& kernels_avx512();
-template const Kernels<float, float>& kernels_avx512();
-template const Kernels<float, BFloat16>& kernels_avx512();
-template const Kernels<float, Half>& kernels_avx512();
+constinit const KernelSet avx512_kernels = make_kernel_set();
 }  // namespace fusedlstm::cpu
 
 #if defined(__clang__)
@@ -42,5 +25,4 @@ template const Kernels<float, Half>& kernels_avx512();
 #else
 #pragma GCC pop_options
 #endif
-
 #endif

@@ -74,12 +74,12 @@ void backward_project(const BackwardArgs<T>& args, const BackwardWorkspace<T>& w
   });
 }
 
-// Where a row of step t reads and writes beside its tensors.
+// A row in step t.
 template <class T>
 struct BackwardRow {
   int64_t row, block_row;
   const T* c_prev;
-  bool enters, first;  // a segment begins with this step; it is the row's first step, from h0
+  bool enters, first;  // it starts from states of zero, or from h0 and c0
 };
 
 // Derivative of one row and one vector of units; grad_h is the gradient of h before a projection.
@@ -96,14 +96,8 @@ FUSEDLSTM_HOST_DEVICE void backward_cells(const BackwardArgs<T>& args, const Bac
   if (args.grad_cells) grad_c += load(args.grad_cells + cell, units);
   const CellGradient<Vec<T>> grad = cell_gradient<VectorMath<T>>(
       gates, load(at.c_prev + unit, units), load(args.cells + cell, units), grad_h, grad_c);
-  const auto write = [&](T* out) {
-    store(out, grad.pre.i, units);
-    store(out + H, grad.pre.f, units);
-    store(out + 2 * H, grad.pre.g, units);
-    store(out + 3 * H, grad.pre.o, units);
-  };
-  write(workspace.grad_gates + at.block_row * G + unit);
-  if (at.first) write(workspace.grad_gates_first + at.row * G + unit);
+  store_gates(workspace.grad_gates + at.block_row * G + unit, grad.pre, H, units);
+  if (at.first) store_gates(workspace.grad_gates_first + at.row * G + unit, grad.pre, H, units);
   store(grad_c0, at.enters ? Vec<T>{} : grad.c_prev, units);
   if (args.weight_hr) store(workspace.h + at.block_row * H + unit, grad.h, units);
 }
@@ -117,13 +111,15 @@ void backward_step(const BackwardArgs<T>& args, const BackwardWorkspace<T>& work
   clear_inactive(args, time_block, t, share, workspace.grad_gates, H, 4);
   if (projected) clear_inactive(args, time_block, t, share, workspace.h, H, 1);
   for_each_row_block(args.rows, t, share, [&](const int64_t* row, int64_t count) {
-    const T *from[kMC], *c_prev[kMC];
-    int64_t block_rows[kMC];
+    const T* from[kMC];
+    BackwardRow<T> rows[kMC];
     for (int64_t r = 0; r < count; ++r) {
-      block_rows[r] = block_row(args.size, time_block, t, row[r]);
-      from[r] = projected ? workspace.grad_p + block_rows[r] * P
-                          : next_grad_gates(args, workspace, time_block, t, row[r]);
-      c_prev[r] = c_before(args, t, row[r], N * args.cells_stride);
+      const int64_t index = block_row(args.size, time_block, t, row[r]);
+      const bool enters = enters_segment(args, t, row[r]);
+      from[r] =
+          projected ? workspace.grad_p + index * P : next_grad_gates(args, workspace, time_block, t, row[r]);
+      rows[r] = {row[r], index, c_before(args, t, row[r], N * args.cells_stride), enters,
+                 is_first(args, t, row[r]) && !enters};
     }
     for (int64_t column = share.unit_blocks.begin * NR; column < std::min(share.unit_blocks.end * NR, H);
          column += NR) {
@@ -137,13 +133,9 @@ void backward_step(const BackwardArgs<T>& args, const BackwardWorkspace<T>& work
         panel_gemm<T>(from, count, P, workspace.panels_hr + column * P, vectors, sum);
       else
         panel_gemm<T>(from, count, next_depth(args, t), workspace.panels_hh + column * G, vectors, sum);
-      for (int64_t r = 0; r < count; ++r) {
-        const bool enters = enters_segment(args, t, row[r]);
-        const bool first = is_first(args, t, row[r]) && !enters;
-        const BackwardRow<T> at{row[r], block_rows[r], c_prev[r], enters, first};
-        for (int64_t v = 0, unit = column; v < vectors; ++v, unit += L)
-          backward_cells(args, workspace, t, at, unit, load(sum + (4 * r + v) * L));
-      }
+      for (int64_t r = 0; r < count; ++r)
+        for (int64_t v = 0; v < vectors; ++v)
+          backward_cells(args, workspace, t, rows[r], column + v * L, load(sum + (4 * r + v) * L));
     }
   });
 }

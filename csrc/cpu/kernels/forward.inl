@@ -71,13 +71,6 @@ template <class T, class W>
 FUSEDLSTM_HOST_DEVICE T* gates_of(const ForwardArgs<T, W>& args, int64_t t, int64_t row) {
   return args.gates + (t % args.gates_steps * args.size.batch + row) * args.gates_stride;
 }
-// The hidden state before step t.
-template <class T, class W>
-FUSEDLSTM_HOST_DEVICE const T* h_before(const ForwardArgs<T, W>& args, int64_t t, int64_t row) {
-  if (enters_segment(args, t, row)) return args.zeros;
-  if (is_first(args, t, row)) return args.h0 + row * args.size.outputs;
-  return args.y + ((args.reverse ? t + 1 : t - 1) * args.size.batch + row) * args.y_stride;
-}
 
 // sum [count, 4, lanes] = biases + x times W_ih, for the units from `unit` on.
 template <class T, class W, class RowBlock>
@@ -134,13 +127,7 @@ FUSEDLSTM_HOST_DEVICE void update_cells(const ForwardArgs<T, W>& args, int64_t t
     T* const h = args.h ? args.h + row * H : args.y + (t * N + row) * args.y_stride;
     store(h + unit, hidden_state<VectorMath<T>>(activated, c_t), units);
   }
-  if (args.keep_gates) {
-    T* const kept = gates + unit;
-    store(kept, activated.i, units);
-    store(kept + H, activated.f, units);
-    store(kept + 2 * H, activated.g, units);
-    store(kept + 3 * H, activated.o, units);
-  }
+  if (args.keep_gates) store_gates(gates + unit, activated, H, units);
 }
 
 template <class T, class W, class GateGemm>

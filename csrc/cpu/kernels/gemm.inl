@@ -1,15 +1,12 @@
 // The two matrix products that all others are made of. Included by kernels.inl alone, inside the namespace of
-// one instruction set.
+// one instruction set. Loops are named as in BLIS: MC rows share a panel in the L1 cache, KC of the depth is
+// summed in registers, MR rows of a tile are computed at once.
 //
 // Dot products: out = a w^T, with weights as nn.LSTM stores them. Both factors are read along the depth, and
 // a tile ends with a sum over the lanes of each of its vectors.
-//
 // Panels: out = a b, with b packed into panels of kNR = 4 vectors of columns. A tile multiplies one value of
 // each row with vectors of columns, and its sums are stored as they are. It is a tenth to a half faster,
 // which pays for packing if a weight is used often enough.
-//
-// The loops are those of BLIS: MC rows share a panel in the L1 cache, KC of the depth is summed in registers,
-// MR rows of a tile are computed at once.
 //
 // Floating-point contraction: every `sum += a * b` must become one fused multiply-add where the instruction
 // set has it. A row's bits would otherwise depend on the height of the tile it is in, and so on the number of

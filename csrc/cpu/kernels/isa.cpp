@@ -46,16 +46,16 @@ std::vector<NamedKernels<T, W>> usable_kernels() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
     if constexpr (std::is_same_v<W, BFloat16>) {
-      if (has_amx() && amx_permitted()) usable.push_back({"amx", &kernels_amx()});
+      if (has_amx() && amx_permitted()) usable.push_back({"amx", &amx_kernels});
     } else if (has_amx()) {
-      usable.push_back({"amx", &kernels_avx512<T, W>()});
+      usable.push_back({"amx", &std::get<Kernels<T, W>>(avx512_kernels)});
     }
-    usable.push_back({"avx512", &kernels_avx512<T, W>()});
+    usable.push_back({"avx512", &std::get<Kernels<T, W>>(avx512_kernels)});
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    usable.push_back({"avx2", &kernels_avx2<T, W>()});
+    usable.push_back({"avx2", &std::get<Kernels<T, W>>(avx2_kernels)});
 #endif
-  usable.push_back({"plain", &kernels_plain<T, W>()});
+  usable.push_back({"plain", &std::get<Kernels<T, W>>(plain_kernels)});
   return usable;
 }
 

@@ -1,15 +1,30 @@
 // What one thread does in one step: a table of functions, compiled once for each instruction set.
 #pragma once
 
+// All headers that kernels need come before the instruction set is chosen: if functions of the standard
+// library were compiled for it, the linker could take that copy for the whole program.
 #include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "../args.h"
 
 namespace fusedlstm::cpu {
 
-// Depth that a panel's sums cover between two additions to memory (BLIS: KC). So much of half a panel, two
-// vectors wide, fits the L1 cache, and the rounding error grows with this length, not with the whole depth.
+// Depth that a panel's sums cover between two additions to memory (BLIS: KC). Half a panel of this depth fits
+// the L1 cache, and the rounding error grows with this length, not with the whole depth.
 constexpr int64_t kKC = 128;
+
+// Lanes of the longest vector of any instruction set. Packed matrices and workspaces are padded for it.
+constexpr int64_t kMaxLanes = 16;
 
 template <class T, class W>
 struct Kernels {
@@ -27,9 +42,10 @@ struct Kernels {
   void (*pack_gates)(const W* weight, int64_t hidden, int64_t depth, Range panels, T* packed);
   // gates = biases + x times W_ih, for the steps of a time block.
   void (*input_gates)(const ForwardArgs<T, W>&, Range time_block, const Share<T>&);
-  // Gates, cell state and h of step t; h is stored to args.h with a projection, else to y.
+  // Gates, cell state and h of step t. h is stored to y, or with a projection to the workspace
+  // ForwardArgs::h.
   void (*forward_step)(const ForwardArgs<T, W>&, int64_t t, const Share<T>&);
-  // y of step t from args.h.
+  // y of step t from that workspace.
   void (*project)(const ForwardArgs<T, W>&, int64_t t, const Share<T>&);
 
   // Packs a matrix of `depth` rows.
@@ -47,12 +63,11 @@ struct Kernels {
                int64_t kc, bool adds, T* out, int64_t out_stride);
 };
 
-template <class T, class W>
-const Kernels<T, W>& kernels_plain();
-template <class T, class W>
-const Kernels<T, W>& kernels_avx2();
-template <class T, class W>
-const Kernels<T, W>& kernels_avx512();
-const Kernels<float, BFloat16>& kernels_amx();
+// The kernels of one instruction set, for all types.
+using KernelSet = std::tuple<Kernels<double, double>, Kernels<float, float>, Kernels<float, BFloat16>,
+                             Kernels<float, Half>>;
+
+extern const KernelSet plain_kernels, avx2_kernels, avx512_kernels;
+extern const Kernels<float, BFloat16> amx_kernels;
 
 }  // namespace fusedlstm::cpu

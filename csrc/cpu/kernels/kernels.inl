@@ -18,31 +18,13 @@ void for_each_row_block(const Rows& rows, int64_t t, const Share<T>& share, cons
   }
 }
 
-// Whether t is the first or last step of a row in the direction's order.
-template <class Args>
-FUSEDLSTM_HOST_DEVICE bool is_first(const Args& args, int64_t t, int64_t row) {
-  return t == (args.reverse ? args.rows.length[row] - 1 : 0);
-}
-template <class Args>
-FUSEDLSTM_HOST_DEVICE bool is_last(const Args& args, int64_t t, int64_t row) {
-  return t == (args.reverse ? 0 : args.rows.length[row] - 1);
-}
-
-// Whether step t starts from states of zero. In the reverse direction that is so if step t + 1 begins the
-// next segment.
-template <class Args>
-FUSEDLSTM_HOST_DEVICE bool enters_segment(const Args& args, int64_t t, int64_t row) {
-  if (args.rows.resets == nullptr) return false;
-  const int64_t begin = args.reverse ? t + 1 : t;
-  return begin < args.rows.length[row] && args.rows.resets[begin * args.size.batch + row];
-}
-// The cell state before step t.
-template <class Args>
-FUSEDLSTM_HOST_DEVICE auto c_before(const Args& args, int64_t t, int64_t row, int64_t cells_step)
-    -> decltype(args.c0) {
-  if (enters_segment(args, t, row)) return args.zeros;
-  if (is_first(args, t, row)) return args.c0 + row * args.size.hidden;
-  return args.cells + (args.reverse ? t + 1 : t - 1) * cells_step + row * args.cells_stride;
+// Stores one vector of units of each gate; gates are H elements apart.
+template <class T>
+FUSEDLSTM_HOST_DEVICE void store_gates(T* out, const Gates<Vec<T>>& gates, int64_t H, int64_t units) {
+  store(out, gates.i, units);
+  store(out + H, gates.f, units);
+  store(out + 2 * H, gates.g, units);
+  store(out + 3 * H, gates.o, units);
 }
 
 #include "backward.inl"
@@ -64,4 +46,9 @@ constexpr Kernels<T, W> make_kernels() {
           .backward_project = backward_project<T>,
           .backward_step = backward_step<T>,
           .gemm = gemm<T>};
+}
+
+constexpr KernelSet make_kernel_set() {
+  return {make_kernels<double, double>(), make_kernels<float, float>(), make_kernels<float, BFloat16>(),
+          make_kernels<float, Half>()};
 }

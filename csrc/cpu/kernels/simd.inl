@@ -32,6 +32,7 @@ template <class T>
 using Vec = typename Lanes<T>::Vec;
 template <class T>
 inline constexpr int64_t kLanes = kVectorBytes / sizeof(T);
+static_assert(kLanes<float> <= kMaxLanes);
 
 template <class T>
 FUSEDLSTM_HOST_DEVICE Vec<T> splat(T x) {
@@ -220,20 +221,10 @@ struct VectorMath {
     return e / (e + T(2));
   }
 
-  static constexpr T kInverseFactorial[] = {
-      T(1),
-      T(1),
-      T(1) / T(2),
-      T(1) / T(6),
-      T(1) / T(24),
-      T(1) / T(120),
-      T(1) / T(720),
-      T(1) / T(5040),
-      T(1) / T(40320),
-      T(1) / T(362880),
-      T(1) / T(3628800),
-      T(1) / T(39916800),
-      T(1) / T(479001600),
-      T(1) / T(6227020800.0),
-  };
+  static constexpr auto kInverseFactorial = [] {
+    std::array<T, L::kSeriesTerms + 1> inverse{};
+    double factorial = 1;
+    for (int k = 0; k <= L::kSeriesTerms; factorial *= ++k) inverse[k] = T(1) / T(factorial);
+    return inverse;
+  }();
 };
