@@ -19,7 +19,6 @@ if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
 CPU_SOURCES = [
     "csrc/module.cpp",
     "csrc/ops.cpp",
-    "csrc/plan.cpp",
     "csrc/cpu/layer.cpp",
     "csrc/cpu/recurrence.cpp",
     "csrc/cpu/plan.cpp",
@@ -28,6 +27,7 @@ CPU_SOURCES = [
     "csrc/cpu/kernel_avx2.cpp",
     "csrc/cpu/kernel_avx512.cpp",
     "csrc/cpu/kernel_amx.cpp",
+    "csrc/cuda/plan.cpp",  # needs no CUDA
 ]
 CUDA_SOURCES = [
     "csrc/cuda/layer.cpp",

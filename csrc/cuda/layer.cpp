@@ -109,8 +109,8 @@ std::tuple<Tensor, Tensor> lstm_recompute(const Tensor& x, const Tensor& h0, con
   args.size = work.size;
   args.bias = pointer<void>(bias);
   args.gates = gates.data_ptr();
-  args.cell = cell.data_ptr();
-  args.c = c.data_ptr();
+  args.cells = cell.data_ptr();
+  args.c_t = c.data_ptr();
   recompute_cells(args, work.type(), work.plan.stepwise, work.stream());
   return {cell, gates};
 }

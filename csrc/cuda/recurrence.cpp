@@ -9,29 +9,29 @@ namespace {
 using torch::stable::new_empty;
 using torch::stable::new_zeros;
 
-// What a persistent launch needs besides the layer's own tensors: the weights in its order, and memory
-// through which its blocks talk. It lives as long as its owner.
+// What a persistent launch needs besides the layer's own tensors: the weights in its order, and the memory
+// of the exchange.
 struct PersistentMemory {
   Tensor weights, words;
   Exchange exchange;
 
-  PersistentMemory(const Work& work, Pass pass, const Tensor& weight_hh)
+  PersistentMemory(const Work& work, const Tensor& weight_hh)
       : weights(work.new_io({packed_bytes(work.size, *work.plan.persistent) / io_bytes(work.type())})),
         words(new_empty(
             work.in.x,
             {slot_words(work.size, *work.plan.persistent) + flag_words(work.size, *work.plan.persistent)},
             ScalarType::Int)),
-        exchange(clear_exchange(work.size, *work.plan.persistent, pass, pointer<uint32_t>(words), work.type(),
+        exchange(clear_exchange(work.size, *work.plan.persistent, pointer<uint32_t>(words), work.type(),
                                 work.stream())) {
-    pack_weights(work.size, *work.plan.persistent, pass, weight_hh.data_ptr(), weights.data_ptr(),
-                 work.type(), work.stream());
+    pack_weights(work.size, *work.plan.persistent, weight_hh.data_ptr(), weights.data_ptr(), work.type(),
+                 work.stream());
   }
 };
 
 // Whether the device has taken the launch.
 bool launch_forward(const Work& work, const Tensor& weight_hh, ForwardResult& out, bool keep_gates) {
   const Layer& layer = work.layer;
-  const PersistentMemory memory(work, Pass::forward, weight_hh);
+  const PersistentMemory memory(work, weight_hh);
   const Tensor h_n = work.new_io({layer.directions, layer.batch, layer.hidden});
   const Tensor c_n = work.new_io({layer.directions, layer.batch, layer.hidden});
   PersistentForwardArgs args{.size = work.size,
@@ -44,7 +44,7 @@ bool launch_forward(const Work& work, const Tensor& weight_hh, ForwardResult& ou
                              .c0 = work.in.c0.data_ptr(),
                              .gates = out.gates.data_ptr(),
                              .keep_gates = keep_gates,
-                             .cell = out.cell.numel() ? out.cell.data_ptr() : nullptr,
+                             .cells = out.cell.numel() ? out.cell.data_ptr() : nullptr,
                              .y = out.y.data_ptr(),
                              .h_n = h_n.data_ptr(),
                              .c_n = c_n.data_ptr()};
@@ -74,8 +74,8 @@ void forward_steps(const Work& work, const Tensor& weight_hh, ForwardResult& out
                          .recurrent = recurrent.data_ptr(),
                          .gates = out.gates.data_ptr(),
                          .keep_gates = keep_gates,
-                         .cell = out.cell.numel() ? out.cell.data_ptr() : nullptr,
-                         .c = c.data_ptr(),
+                         .cells = out.cell.numel() ? out.cell.data_ptr() : nullptr,
+                         .c_t = c.data_ptr(),
                          .y = out.y.data_ptr(),
                          .h = out.h_n.data_ptr(),
                          .unprojected = pointer<void>(unprojected)};
@@ -115,7 +115,7 @@ void forward_steps(const Work& work, const Tensor& weight_hh, ForwardResult& out
 bool launch_backward(const Work& work, const Incoming& grad, const Saved& saved, const Tensor& weight_hh,
                      Gradients& out) {
   const int64_t N = work.layer.batch, H = work.layer.hidden, D = work.layer.directions;
-  const PersistentMemory memory(work, Pass::backward, weight_hh);
+  const PersistentMemory memory(work, weight_hh);
   const Tensor bias = work.new_compute({D, work.plan.persistent->groups, 4 * H});
   out.c0 = work.new_io({D, N, H});
   out.first_gates = work.new_io({D, N, 4 * H});
@@ -124,9 +124,9 @@ bool launch_backward(const Work& work, const Incoming& grad, const Saved& saved,
                                              .exchange = memory.exchange,
                                              .weights = memory.weights.data_ptr(),
                                              .gates = saved.gates.data_ptr(),
-                                             .cell = saved.cell.data_ptr(),
+                                             .cells = saved.cell.data_ptr(),
                                              .c0 = work.in.c0.data_ptr(),
-                                             .grad_cell = pointer<void>(grad.cell),
+                                             .grad_cells = pointer<void>(grad.cell),
                                              .grad_y = pointer<void>(grad.y),
                                              .grad_h_n = pointer<void>(grad.h_n),
                                              .grad_c_n = pointer<void>(grad.c_n),
@@ -157,13 +157,13 @@ void backward_steps(const Work& work, const Incoming& grad, const Saved& saved, 
   }
   BackwardArgs args{.size = work.size,
                     .gates = saved.gates.data_ptr(),
-                    .cell = saved.cell.data_ptr(),
+                    .cells = saved.cell.data_ptr(),
                     .c0 = work.in.c0.data_ptr(),
-                    .grad_cell = pointer<void>(grad.cell),
+                    .grad_cells = pointer<void>(grad.cell),
                     .grad_y = layer.projected ? nullptr : pointer<void>(grad.y),
                     .grad_h_n = layer.projected ? nullptr : pointer<void>(grad.h_n),
-                    .grad_h = nullptr,
-                    .grad_c = grad_c.data_ptr(),
+                    .grad_h_t = nullptr,
+                    .grad_c_t = grad_c.data_ptr(),
                     .grad_gates = out.gates.data_ptr(),
                     .grad_gates_step = out.first_gates.data_ptr(),
                     .unprojected = pointer<void>(out.unprojected)};
@@ -195,7 +195,7 @@ void backward_steps(const Work& work, const Incoming& grad, const Saved& saved, 
                              .c_next = N * H,
                              .wide = true,
                              .batch = D});
-    args.grad_h = follows || layer.projected ? grad_h.data_ptr() : nullptr;
+    args.grad_h_t = follows || layer.projected ? grad_h.data_ptr() : nullptr;
     backward_cells(args, step, work.type(), work.plan.stepwise, work.stream());
   }
   out.c0 = converted(grad_c, work.io, work);

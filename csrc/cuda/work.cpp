@@ -12,7 +12,7 @@ namespace fusedlstm::cuda {
 namespace {
 
 // FUSEDLSTM_PRINT_PLAN=1 shows each plan when it is first used.
-void announce(const Plan& plan) {
+void announce(const KernelPlan& plan) {
   static const char* const choice = std::getenv("FUSEDLSTM_PRINT_PLAN");
   if (!choice || std::string(choice) != "1") return;
   static std::mutex mutex;
@@ -23,10 +23,10 @@ void announce(const Plan& plan) {
 }
 
 // FUSEDLSTM_STRATEGY overrules the model of the plan.
-Wanted wanted() {
+StrategyChoice strategy_choice() {
   const char* const choice = std::getenv("FUSEDLSTM_STRATEGY");
-  const std::optional<Wanted> named = wanted_named(choice ? choice : "fastest");
-  STD_TORCH_CHECK(named, "FUSEDLSTM_STRATEGY must be ", kWantedNames, ", got ", choice);
+  const std::optional<StrategyChoice> named = strategy_named(choice ? choice : "fastest");
+  STD_TORCH_CHECK(named, "FUSEDLSTM_STRATEGY must be ", kStrategyNames, ", got ", choice);
   return *named;
 }
 
@@ -79,7 +79,7 @@ Work::Work(const Inputs& inputs, bool tf32, Pass pass)
                       .type = type_of(io),
                       .tf32 = tf32,
                       .pass = pass},
-                     limits_of(context), wanted())),
+                     limits_of(context), strategy_choice())),
       size{layer.steps,
            layer.batch,
            layer.hidden,

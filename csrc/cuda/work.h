@@ -6,6 +6,7 @@
 
 #include "../checks.h"
 #include "context.h"
+#include "plan.h"
 #include "sizes.h"
 
 namespace fusedlstm::cuda {
@@ -18,8 +19,8 @@ struct Work {
   Layer layer;
   ScalarType io, compute;
   Context context;
-  Plan plan;
-  Sizes size;
+  KernelPlan plan;
+  KernelSizes size;
 
   Work(const Inputs& inputs, bool tf32, Pass pass);
 
