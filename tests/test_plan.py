@@ -87,8 +87,8 @@ def test_every_cell_has_one_thread_within_the_limits(gpu, batch, hidden, directi
     assert plan.threads * plan.registers <= 65_536
 
 
-# (signal, groups, members, rows, weight_tiles, k_blocks, row_tiles_per_chunk) forward and backward for benchmark shapes of 16-bit layers,
-# by the model's present constants: a change of one shows here.
+# (signal, groups, members, rows, weight_tiles, k_blocks, row_tiles_per_chunk) forward and backward, for
+# benchmark shapes of 16-bit layers, by the model's present constants: a change of one shows here.
 PERSISTENT = {
     ("A100", 35, 20, 650): (("data", 3, 28, 8, 6, 3, 1), ("flag", 3, 21, 8, 2, 12, 1)),
     ("A100", 512, 64, 512): (("data", 8, 13, 8, 10, 2, 1), ("flag", 8, 11, 8, 3, 8, 1)),
