@@ -12,6 +12,10 @@ template <class Traits>
 constexpr int kParts = Traits::kKBlocks > 16  ? 4
                        : Traits::kKBlocks > 8 ? 2
                                               : 1;
+template <class Traits>
+constexpr int kCount = Traits::kKBlocks / kParts<Traits>;
+template <class Traits>
+constexpr int kBuffers = kParts<Traits> > 1 ? 2 : 1;
 constexpr int kTileUnits = units_of_tile(Pass::backward);
 
 // Kernel
@@ -109,13 +113,13 @@ __device__ __forceinline__ void add_to_bias(float* sums, const Gates<float> (&ow
 }
 
 template <class IO>
-__device__ __forceinline__ void write_outputs(const PersistentBackwardArgs& args, const Cell<IO> (&cells)[2],
+__device__ __forceinline__ void write_outputs(const PersistentBackwardArgs& args, const KernelSizes& size,
+                                              const int64_t& H, const Cell<IO> (&cells)[2],
                                               const Gates<float> (&own)[2], const float (&grad_c_t)[2]) {
-  const int64_t H = args.size.hidden;
   for (int r = 0; r < 2; ++r) {
     if (!cells[r].exists) continue;
     const Coordinates& at = cells[r].at;
-    store_gates<IO>(args.grad_gates, at.sequence_row(args.size, at.t), H, at.unit, own[r]);
+    store_gates<IO>(args.grad_gates, at.sequence_row(size, at.t), H, at.unit, own[r]);
     if (!at.active || !at.first) continue;
     narrow(grad_c_t[r], static_cast<IO*>(args.grad_c0)[at.row * H + at.unit]);
     if (!at.enters) store_gates<IO>(args.first_gates, at.row, H, at.unit, own[r]);
@@ -148,18 +152,17 @@ __device__ __forceinline__ void sum_bias(const PersistentBackwardArgs& args, con
 template <class Traits>
 __device__ __forceinline__ void multiply_state(const PersistentBackwardArgs& args, const Ring<Traits>& ring,
                                                const Weights<Traits>& weights, const Partials& partials,
-                                               int done, int first_tile) {
+                                               uint4 (&states)[kBuffers<Traits>][1][kCount<Traits>], int done,
+                                               int first_tile) {
   const PersistentPlan& plan = args.plan;
-  constexpr int kKBlocks = Traits::kKBlocks, kCount = kKBlocks / kParts<Traits>;
-  uint4 states[kParts<Traits> > 1 ? 2 : 1][1][kCount];
   ring.template load<0>(done - 1, first_tile, states[0]);
   const auto multiply = [&]<int part>(int tile) {
-    constexpr int kFirst = part * kCount;
+    constexpr int kFirst = part * kCount<Traits>;
     auto& current = states[kParts<Traits> > 1 ? part % 2 : 0];
     if constexpr (kParts<Traits> > 1) {
       constexpr int kNext = (part + 1) % kParts<Traits>;
       if (const int next = tile + (kNext == 0); next < plan.row_tiles_per_chunk)
-        ring.template load<kNext * kCount>(done - 1, first_tile + next, states[kNext % 2]);
+        ring.template load<kNext * kCount<Traits>>(done - 1, first_tile + next, states[kNext % 2]);
     }
     ring.template poll<kFirst>(done - 1, first_tile + tile, current);
     weights.template multiply<kFirst>(current, [&](int weight_tile, int, const float (&sum)[4]) {
@@ -259,7 +262,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       load(step, first_tile, 0, cells);
       if (done > 0) {
         if (begin < end) ring.wait(first_producer, last_producer, count - static_cast<uint32_t>(chunks));
-        multiply_state(args, ring, weights, partials, done, first_tile);
+        uint4 buffers[kBuffers<Traits>][1][kCount<Traits>];
+        multiply_state(args, ring, weights, partials, buffers, done, first_tile);
       }
       block_barrier();
 
@@ -284,7 +288,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           }
           *kept = {grad_c_t[0], grad_c_t[1]};
           add_to_bias(bias_sums + pass * 4 * kThreads + thread_index(), own);
-          write_outputs(args, cells, own, grad_c_t);
+          write_outputs(args, size, H, cells, own, grad_c_t);
         }
       }
       block_barrier();
