@@ -19,7 +19,6 @@ if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
 CPU_SOURCES = [
     "csrc/module.cpp",
     "csrc/ops.cpp",
-    "csrc/plan.cpp",
     "csrc/cpu/layer.cpp",
     "csrc/cpu/forward.cpp",
     "csrc/cpu/backward.cpp",
@@ -29,6 +28,7 @@ CPU_SOURCES = [
     "csrc/cpu/kernels/avx2.cpp",
     "csrc/cpu/kernels/avx512.cpp",
     "csrc/cpu/kernels/amx.cpp",
+    "csrc/cuda/plan.cpp",  # needs no CUDA
 ]
 CUDA_SOURCES = [
     "csrc/cuda/layer.cpp",

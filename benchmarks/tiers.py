@@ -95,7 +95,7 @@ def write(path: Path, tiers: list[Tier]) -> None:
 
 
 def limits_of_this_gpu() -> _C.Limits:
-    """What the kernels will be told of the current GPU."""
+    """Limits of the current GPU, as the plan reads them."""
     properties = torch.cuda.get_device_properties()
     return _C.Limits(
         multiprocessors=properties.multi_processor_count,

@@ -8,7 +8,7 @@
 
 #include "cpu/kernels/isa.h"
 #include "cpu/plan.h"
-#include "plan.h"
+#include "cuda/plan.h"
 
 // libstdc++'s shared_ptr asks this flag of glibc, from 2.32 on, whether there has ever been a second thread.
 // One of our own, always false, lets a wheel run where torch's does, with glibc 2.28.
@@ -33,22 +33,24 @@ pybind11::dict build_info() {
   return info;
 }
 
-Type type_named(const std::string& name) {
-  if (name == "float32") return Type::float32;
-  if (name == "float64") return Type::float64;
-  if (name == "float16") return Type::float16;
-  if (name == "bfloat16") return Type::bfloat16;
+cuda::Type type_named(const std::string& name) {
+  if (name == "float32") return cuda::Type::float32;
+  if (name == "float64") return cuda::Type::float64;
+  if (name == "float16") return cuda::Type::float16;
+  if (name == "bfloat16") return cuda::Type::bfloat16;
   throw std::invalid_argument("plan: dtype must be float32, float64, float16 or bfloat16, got " + name);
 }
 
-Wanted strategy_named(const std::string& name) {
-  if (const std::optional<Wanted> wanted = wanted_named(name)) return *wanted;
-  throw std::invalid_argument(std::string("plan: strategy must be ") + kWantedNames + ", got " + name);
+cuda::StrategyChoice choice_named(const std::string& name) {
+  if (const std::optional<cuda::StrategyChoice> choice = cuda::strategy_named(name)) return *choice;
+  throw std::invalid_argument(std::string("plan: strategy must be ") + cuda::kStrategyNames + ", got " +
+                              name);
 }
 
 void bind_plan(pybind11::module_& m) {
-  pybind11::class_<Problem>(m, "Problem",
-                            "One pass of a layer: T steps, N rows, H hidden units, P outputs, D directions.")
+  using namespace cuda;
+  pybind11::class_<Problem>(
+      m, "Problem", "One pass of a layer: T steps, N sequences, H hidden units, P outputs, D directions.")
       .def(pybind11::init([](int64_t steps, int64_t batch, int64_t hidden, std::optional<int64_t> outputs,
                              int64_t directions, const std::string& dtype, bool tf32, bool backward) {
              return Problem{steps,      batch,
@@ -62,36 +64,37 @@ void bind_plan(pybind11::module_& m) {
       .def(pybind11::init<int, int, int, int, int, double>(), pybind11::kw_only(), "multiprocessors"_a,
            "threads_per_multiprocessor"_a, "registers_per_multiprocessor"_a = 65'536, "shared_memory"_a = 0,
            "compute_capability"_a = 0, "clock_ghz"_a = 1.0);
-  pybind11::class_<Stepwise>(m, "Stepwise", "The kernel that updates all cells of a step.")
-      .def_readonly("units", &Stepwise::units)
-      .def_readonly("threads", &Stepwise::threads)
-      .def_readonly("blocks", &Stepwise::blocks)
-      .def_readonly("registers", &Stepwise::registers)
-      .def_readonly("launches_per_step", &Stepwise::launches_per_step);
-  pybind11::class_<Persistent>(m, "Persistent", "The launch that runs all steps.")
-      .def_readonly("groups", &Persistent::groups)
-      .def_readonly("rows", &Persistent::rows)
-      .def_readonly("members", &Persistent::members)
-      .def_readonly("tiles", &Persistent::tiles)
-      .def_readonly("pieces", &Persistent::pieces)
-      .def_readonly("chunk", &Persistent::chunk)
-      .def_property_readonly("signal",
-                             [](const Persistent& p) { return p.signal == Signal::flag ? "flag" : "data"; })
-      .def_property_readonly("shared_bytes", &shared_bytes);
-  pybind11::class_<Plan>(m, "Plan", "Which kernels run a layer and how they share its work.")
+  pybind11::class_<StepwisePlan>(m, "StepwisePlan", "The kernel that updates all cells of a step.")
+      .def_readonly("units", &StepwisePlan::units)
+      .def_readonly("threads", &StepwisePlan::threads)
+      .def_readonly("blocks", &StepwisePlan::blocks)
+      .def_readonly("registers", &StepwisePlan::registers)
+      .def_readonly("launches_per_step", &StepwisePlan::launches_per_step);
+  pybind11::class_<PersistentPlan>(m, "PersistentPlan", "The launch that runs all steps.")
+      .def_readonly("groups", &PersistentPlan::groups)
+      .def_readonly("rows", &PersistentPlan::rows)
+      .def_readonly("members", &PersistentPlan::members)
+      .def_readonly("weight_tiles", &PersistentPlan::weight_tiles)
+      .def_readonly("k_blocks", &PersistentPlan::k_blocks)
+      .def_readonly("row_tiles_per_chunk", &PersistentPlan::row_tiles_per_chunk)
       .def_property_readonly(
-          "strategy",
-          [](const Plan& plan) { return plan.strategy == Strategy::stepwise ? "stepwise" : "persistent"; })
-      .def_readonly("stepwise", &Plan::stepwise)
-      .def_readonly("persistent", &Plan::persistent)
-      .def_readonly("stepwise_us", &Plan::stepwise_us)
-      .def_readonly("persistent_us", &Plan::persistent_us)
-      .def_readonly("reason", &Plan::reason)
+          "signal", [](const PersistentPlan& p) { return p.signal == Signal::flag ? "flag" : "data"; })
+      .def_property_readonly("shared_bytes", &shared_bytes);
+  pybind11::class_<KernelPlan>(m, "KernelPlan", "Which kernels run a layer and how they share its work.")
+      .def_property_readonly("strategy",
+                             [](const KernelPlan& plan) {
+                               return plan.strategy == Strategy::stepwise ? "stepwise" : "persistent";
+                             })
+      .def_readonly("stepwise", &KernelPlan::stepwise)
+      .def_readonly("persistent", &KernelPlan::persistent)
+      .def_readonly("stepwise_us", &KernelPlan::stepwise_us)
+      .def_readonly("persistent_us", &KernelPlan::persistent_us)
+      .def_readonly("reason", &KernelPlan::reason)
       .def("__repr__", &to_string);
   m.def(
       "make_plan",
       [](const Problem& problem, const Limits& limits, const std::string& strategy) {
-        return make_plan(problem, limits, strategy_named(strategy));
+        return make_plan(problem, limits, choice_named(strategy));
       },
       "problem"_a, "limits"_a, "strategy"_a = "fastest", "Chooses; asks no GPU.");
 }

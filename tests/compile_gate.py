@@ -78,8 +78,8 @@ def faults(found: list[Usage]) -> list[str]:
 def instruction_faults(sass: str) -> list[str]:
     """What is amiss in the instructions of the persistent kernels, as ``cuobjdump -sass`` prints them.
 
-    They must use the tensor cores, no local memory, and wait for other blocks in loops without a fence, which would
-    drop the L1 cache and wait for the memory at each turn, and after flags acquire what is read then.
+    They must use the tensor cores and no local memory. Loops that poll must be free of fences, each of which would drop
+    the L1 cache and wait for memory. After flags, a load with acquire must come before the state is read.
     """
     wrong = []
     for function in re.split(r"Function : ", sass)[1:]:
@@ -102,8 +102,8 @@ def instruction_faults(sass: str) -> list[str]:
         reads = [at for at, text in code.items() if "LDG.E.128.STRONG.GPU" in text and at > last]
         if not polls:
             wrong.append(f"{name}: no loop that polls")
-        # Where the data itself is polled it has been read, and a fence comes before the next poll. After flags comes a
-        # load with acquire, which drops the L1 cache.
+        # Where the data itself is polled, it has been read then, and a fence comes later in the step. Where flags are
+        # polled, a load with acquire follows, which drops the L1 cache.
         elif by_data and not any("MEMBAR" in text and last < at for at, text in code.items()):
             wrong.append(f"{name}: no fence after the polling")
         elif not by_data and not any(

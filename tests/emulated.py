@@ -15,8 +15,7 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [
-    ROOT / "csrc/plan.cpp",
-    *(ROOT / f"csrc/cuda/{name}.cpp" for name in ("layer", "layer_call", "forward", "backward")),
+    *(ROOT / f"csrc/cuda/{name}.cpp" for name in ("layer", "layer_call", "forward", "backward", "plan")),
     *sorted((ROOT / "tests/emulation").glob("*.cpp")),
 ]
 FLAGS = ["-std=c++20", "-O2", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wall", "-Werror", "-Wno-unknown-pragmas"]

@@ -1,4 +1,4 @@
-"""What the GPUs offer for which plans are tested: NVIDIA's CUDA C++ Programming Guide and the cards' datasheets."""
+"""Limits of the GPUs for which plans are tested: NVIDIA's CUDA C++ Programming Guide and the cards' datasheets."""
 
 from fusedlstm import _C
 

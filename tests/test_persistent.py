@@ -138,10 +138,10 @@ def test_shapes(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("pieces", [(2, 8), (3, 12), (4, 16)], ids=str)
-def test_each_width_of_the_kernels(pieces, dtype):
+@pytest.mark.parametrize("k_blocks", [(2, 8), (3, 12), (4, 16)], ids=str)
+def test_each_width_of_the_kernels(k_blocks, dtype):
     """Forward and backward at the largest layer that each pair of widths takes; narrower ones are above."""
-    hidden = pieces[0] * 8 * (16 if dtype == "tf32" else 32) - 3
+    hidden = k_blocks[0] * 8 * (16 if dtype == "tf32" else 32) - 3
     _check(Shape(2, 9, hidden, multiprocessors=-(-hidden // 16)), dtype)
 
 
@@ -195,7 +195,7 @@ def test_the_schedule_does_not_matter(dtype, strategy):
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_nan_is_no_sign_of_anything(dtype):
-    """With every bit set it looks like what has not been told yet."""
+    """With every bit set it is the sentinel of a word that has not been published."""
     problem = Problem(Shape(4, 9, 24), TYPES[dtype])
     bits = torch.int32 if dtype == "tf32" else torch.int16
     for state in problem.inputs[1:]:

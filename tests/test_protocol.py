@@ -1,4 +1,4 @@
-"""How the blocks of a persistent launch talk, by itself: every interleaving of a small case, and ThreadSanitizer."""
+"""The exchange of the persistent kernels by itself: every interleaving of a small case, and ThreadSanitizer."""
 
 import shutil
 import subprocess
@@ -13,10 +13,10 @@ EMPTY = -1
 
 
 def _program(block, warp, fault):
-    """What a warp does, one visible action after another; warp w multiplies what block w has told."""
+    """What a warp does, one visible action after another; warp w multiplies what block w has published."""
 
-    def slot(state, teller):
-        return (0 if fault == "one_slot" else state % 2, *teller)
+    def slot(state, producer):
+        return (0 if fault == "one_slot" else state % 2, *producer)
 
     yield "write", slot(0, (block, warp)), 0
     yield "barrier", block, None
@@ -102,12 +102,12 @@ def _explore_data(fault, slots=4, steps_per_fence=1):
     def program(block):
         yield "store", (0, block), 0
         for step in range(steps):
-            for teller in range(BLOCKS):
-                yield "read", (step % slots, teller), step
+            for producer in range(BLOCKS):
+                yield "read", (step % slots, producer), step
             yield "store", ((step + 1) % slots, block), step + 1
-            forgotten = step - (fault != "forgets_too_early")
-            if forgotten >= 0 and fault != "never_forgets":
-                yield "store", (forgotten % slots, block), EMPTY
+            cleared = step - (fault != "clears_too_early")
+            if cleared >= 0 and fault != "never_clears":
+                yield "store", (cleared % slots, block), EMPTY
             if fault != "no_fence" and step % steps_per_fence == steps_per_fence - 1:
                 yield "fence", None, None
 
@@ -154,7 +154,7 @@ def _explore_data(fault, slots=4, steps_per_fence=1):
     return None, len(seen)
 
 
-# A slot serves again after twice the steps between fences, and two; the kernels have 16 slots and a fence in 4 steps.
+# A slot may be used again 2F + 2 states later, with a fence every F steps. The kernels have F = 4 and 16 slots.
 @pytest.mark.parametrize(("slots", "steps_per_fence"), [(4, 1), (6, 2), (8, 3)])
 def test_every_order_of_stores_without_flags_is_right(slots, steps_per_fence):
     error, states = _explore_data(None, slots, steps_per_fence)
@@ -170,8 +170,8 @@ def test_some_order_of_stores_shows_that_slots_are_too_few_for_so_rare_fences(sl
 
 DATA_FAULTS = {
     "two_slots": "instead of",
-    "never_forgets": "instead of",
-    "forgets_too_early": "nobody can go on",
+    "never_clears": "instead of",
+    "clears_too_early": "nobody can go on",
     "no_fence": "instead of",
 }
 
@@ -211,7 +211,7 @@ THREAD_FAULTS = [
     "no_acquire",
     "no_barrier_after_products",
     "no_barrier_before_flag",
-    "one_teller",
+    "one_producer",
 ]
 
 

@@ -101,6 +101,12 @@ def test_cuda_is_known_where_it_must_be(path):
     assert not toolkit or path.name in ("device.cuh", "launch.h", "context.cpp")
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_native_source_includes_from_the_tests(path):
+    """The source distribution has no tests; a build that runs kernels on a host names its header by a macro."""
+    assert not [name for name in _includes(path) if "tests" in name or (ROOT / "tests" / name).exists()]
+
+
 HARDWARE = r"\basm\b|__sync|__shfl|__shared__|__threadfence|threadIdx|blockIdx|blockDim|gridDim|atomic[A-Z]"
 
 

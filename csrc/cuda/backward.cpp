@@ -12,7 +12,7 @@ using torch::stable::new_zeros;
 bool launch_persistent(const LayerCall& call, const OutputGradients& grads, const SavedForBackward& saved,
                        const Tensor& weight_hh, RecurrenceGradients& out) {
   const auto& [T, N, I, H, P, D] = call.layer.size;
-  const PersistentMemory memory(call, Pass::backward, weight_hh);
+  const PersistentMemory memory(call, weight_hh);
   const Tensor bias = call.new_compute({D, call.plan.persistent->groups, 4 * H});
   out.c0 = call.new_io({D, N, H});
   out.first_gates = call.new_io({D, N, 4 * H});
@@ -21,9 +21,9 @@ bool launch_persistent(const LayerCall& call, const OutputGradients& grads, cons
                                              .exchange = memory.exchange,
                                              .weights = memory.weights.data_ptr(),
                                              .gates = saved.gates.data_ptr(),
-                                             .cell = saved.cells.data_ptr(),
+                                             .cells = saved.cells.data_ptr(),
                                              .c0 = call.layer.c0.data_ptr(),
-                                             .grad_cell = pointer<void>(grads.cells),
+                                             .grad_cells = pointer<void>(grads.cells),
                                              .grad_y = pointer<void>(grads.y),
                                              .grad_h_n = pointer<void>(grads.h_n),
                                              .grad_c_n = pointer<void>(grads.c_n),
@@ -54,13 +54,13 @@ void run_stepwise(const LayerCall& call, const OutputGradients& grads, const Sav
   }
   BackwardArgs args{.size = call.kernel_sizes,
                     .gates = saved.gates.data_ptr(),
-                    .cell = saved.cells.data_ptr(),
+                    .cells = saved.cells.data_ptr(),
                     .c0 = call.layer.c0.data_ptr(),
-                    .grad_cell = pointer<void>(grads.cells),
+                    .grad_cells = pointer<void>(grads.cells),
                     .grad_y = layer.projected ? nullptr : pointer<void>(grads.y),
                     .grad_h_n = layer.projected ? nullptr : pointer<void>(grads.h_n),
-                    .grad_h = nullptr,
-                    .grad_c = grad_c.data_ptr(),
+                    .grad_h_t = nullptr,
+                    .grad_c_t = grad_c.data_ptr(),
                     .grad_gates = out.gates.data_ptr(),
                     .grad_gates_step = out.first_gates.data_ptr(),
                     .unprojected = pointer<void>(out.unprojected)};
@@ -92,7 +92,7 @@ void run_stepwise(const LayerCall& call, const OutputGradients& grads, const Sav
                              .c_next = N * H,
                              .wide = true,
                              .batch = D});
-    args.grad_h = follows || layer.projected ? grad_h.data_ptr() : nullptr;
+    args.grad_h_t = follows || layer.projected ? grad_h.data_ptr() : nullptr;
     backward_cells(args, step, call.type(), call.plan.stepwise, call.stream());
   }
   out.c0 = call.converted(grad_c, call.io);

@@ -1,4 +1,4 @@
-// What the kernels share: types, mathematics, vectors of units, who works on what.
+// What the kernels share: types, mathematics, vectors of units, coordinates of a cell, launches.
 #pragma once
 
 #include <algorithm>
@@ -7,16 +7,12 @@
 #include <stdexcept>
 
 #include "../cell.h"
-#include "../plan.h"
 #include "device.cuh"
 #include "launch.h"
+#include "plan.h"
 #include "sizes.h"
 
 namespace fusedlstm::cuda {
-
-// Blocks have at most so many threads, so many blocks run on a multiprocessor at once: 65,536 registers /
-// 1024 threads leave each the 64 that the plan assumes.
-constexpr int kMaxThreads = 256, kMinBlocks = 4;
 
 template <class IO>
 struct Compute {
@@ -25,6 +21,15 @@ struct Compute {
 template <>
 struct Compute<double> {
   using type = double;
+};
+
+// Of a stepwise kernel: its types, the units of a thread, and the blocks on a multiprocessor, which leave
+// each thread kStepwiseRegisters.
+template <class IO_, int kUnits_>
+struct StepwiseTraits {
+  using IO = IO_;
+  using C = typename Compute<IO>::type;
+  static constexpr int kUnits = kUnits_, kBlocks = kMaxRegisters / (kStepwiseRegisters * kStepwiseThreads);
 };
 
 __device__ __forceinline__ float widen(Half value) {
@@ -64,15 +69,16 @@ struct AccurateMath {
   }
 };
 
-// To about 1e-6 of the value, without a division or a branch: for layers whose products round to 2^-11 or
-// more.
+// Accurate to about 1e-6 of the value, without a division or a branch: for layers whose products round to
+// 2^-11 or more.
 struct FastMath {
   static __device__ __forceinline__ float sigmoid(float x) {
     return reciprocal_fast(1 + exp2_fast(-kLog2E * x));
   }
   static __device__ __forceinline__ float tanh(float x) {
     const float far = 1 - 2 * reciprocal_fast(1 + exp2_fast(2 * kLog2E * x));
-    // Near zero the difference cancels. The series' next term is 17/315 x^7, 2e-7 of the value at 1/8.
+    // Near zero the difference cancels, so the Taylor series is used there. Its' next term is 17/315 x^7,
+    // 2e-7 of the value at 1/8.
     const float square = x * x, near = x * (1 + square * (2.0f / 15 * square - 1.0f / 3));
     return std::fabs(x) < 0.125f ? near : far;
   }
@@ -129,30 +135,31 @@ __device__ __forceinline__ void store_gates(void* base, int64_t offset, int64_t 
   store(base, offset + 3 * hidden, gates.o);
 }
 
-// Place of a thread's first unit in a step.
-struct Place {
-  int t;                     // step of the input
-  unsigned row;              // of a [D, N, ...] tensor
-  unsigned n, d, unit;       // row of the batch, direction, unit
-  bool active : 1;           // whether the row takes part in this step
-  bool first : 1, last : 1;  // whether this is the first, the last step that the row takes in this direction
-  bool enters : 1;  // whether it is the first of a segment, in this direction, and so starts from zero
+// Coordinates of a cell in a step, of the first where a thread updates several units.
+struct Coordinates {
+  int t;                // step of the input
+  unsigned row;         // of a [D, N, ...] tensor
+  unsigned n, d, unit;  // row of the batch, direction, unit
+  bool active : 1;      // the row takes part in this step
+  bool first : 1;       // this is the first step that the row takes in this direction
+  bool last : 1;        // this is the last one
+  bool enters : 1;      // this is the first step of a segment in this direction: the state before it is zero
 
   // Row of a [T, N, D, ...] tensor at step `time` of the input: one product of 32 bits by 32.
-  __device__ __forceinline__ int64_t sequence_row(const Sizes& size, int64_t time) const {
+  __device__ __forceinline__ int64_t sequence_row(const KernelSizes& size, int64_t time) const {
     const auto directions = static_cast<unsigned>(size.directions);
     const uint64_t rows = static_cast<unsigned>(size.batch) * directions;
     return static_cast<int64_t>(static_cast<unsigned>(time) * rows + n * directions + d);
   }
 };
 
-__device__ __forceinline__ Place place(const Sizes& size, int64_t step, unsigned d, unsigned n,
-                                       unsigned unit) {
+__device__ __forceinline__ Coordinates cell_at(const KernelSizes& size, int64_t step, unsigned d, unsigned n,
+                                               unsigned unit) {
   const auto steps = static_cast<int>(size.steps);
-  Place at;
+  Coordinates at;
   at.row = d * static_cast<unsigned>(size.batch) + n, at.n = n, at.d = d, at.unit = unit;
   at.t = at.d ? steps - 1 - static_cast<int>(step) : static_cast<int>(step);
-  // A length out of range is cut to it: to refuse it would take a wait for the device.
+  // A length out of range is clamped: to refuse it, the host would have to synchronise with the device.
   int length = steps;
   if (size.lengths) {
     const int64_t given = size.lengths[at.n];
@@ -161,45 +168,42 @@ __device__ __forceinline__ Place place(const Sizes& size, int64_t step, unsigned
   at.active = at.t >= 0 && at.t < length;
   at.first = at.t == (at.d ? length - 1 : 0);
   at.last = at.t == (at.d ? 0 : length - 1);
-  const int begin = at.d ? at.t + 1 : at.t;  // the reverse direction comes from the segment that begins there
+  const int begin = at.d ? at.t + 1 : at.t;  // reverse: the step before was in the segment beginning there
   at.enters = at.active && size.resets && begin < length && size.resets[begin * size.batch + at.n];
   return at;
 }
 
-__device__ __forceinline__ Place place(const Sizes& size, int64_t step, unsigned row, unsigned unit) {
+__device__ __forceinline__ Coordinates cell_at(const KernelSizes& size, int64_t step, unsigned row,
+                                               unsigned unit) {
   const auto batch = static_cast<unsigned>(size.batch);
-  return place(size, step, row / batch, row % batch, unit);
+  return cell_at(size, step, row / batch, row % batch, unit);
 }
 
-// A thread for each of `items`, or none.
-__device__ __forceinline__ unsigned item_index() {
+__device__ __forceinline__ unsigned global_thread_index() {
   return block_index() * block_size() + thread_index();
 }
 
-// Place of the units that this thread updates in a step of all cells; false for a thread that has none.
+// The cells that this thread updates in a step: kUnits units of a row; false for a thread that has none.
 template <int kUnits>
-__device__ __forceinline__ bool find_cells(const Sizes& size, int64_t step, Place& at) {
+__device__ __forceinline__ bool find_cells(const KernelSizes& size, int64_t step, Coordinates& at) {
   const auto vectors = static_cast<unsigned>(size.hidden / kUnits);
-  const unsigned item = item_index();
-  if (item >= size.directions * size.batch * vectors) return false;
-  at = place(size, step, item / vectors, item % vectors * kUnits);
+  const unsigned vector = global_thread_index();
+  if (vector >= size.directions * size.batch * vectors) return false;
+  at = cell_at(size, step, vector / vectors, vector % vectors * kUnits);
   return true;
 }
 
-inline Launch launch_for(int64_t items, int threads, Stream stream) {
-  return {.blocks = static_cast<unsigned>((items + threads - 1) / threads),
+// A thread for each element.
+inline Launch launch_for(int64_t elements, int threads, Stream stream) {
+  return {.blocks = static_cast<unsigned>((elements + threads - 1) / threads),
           .threads = static_cast<unsigned>(threads),
           .stream = stream};
 }
 
-// Threads that share any number of items among them.
-inline Launch launch_for_all(int64_t items, Stream stream) {
-  constexpr int kThreads = 256, kMaxBlocks = 65'536;
-  return launch_for(std::min<int64_t>(items, kThreads * kMaxBlocks), kThreads, stream);
-}
-
-inline bool aligned(const void* pointer, int64_t bytes) {
-  return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
+// A thread takes every (threads of the grid)-th element.
+inline Launch launch_strided(int64_t elements, Stream stream) {
+  constexpr int kBlockThreads = 256, kMaxBlocks = 65'536;
+  return launch_for(std::min<int64_t>(elements, kBlockThreads * kMaxBlocks), kBlockThreads, stream);
 }
 
 // Calls f with a value of the C++ type that `io` names.
@@ -217,19 +221,23 @@ void with_type(Type io, F&& f) {
   }
 }
 
-// Calls f<IO, units> with the plan's units, or with one where a tensor of the caller's is not aligned for
-// more.
+// Calls f<StepwiseTraits> for `units`: as many as fit one access, or one.
 template <class F>
 void with_units(Type io, int units, F&& f) {
-  with_type(io, [&](auto value) {
-    using IO = decltype(value);
-    constexpr int kWidest = 16 / sizeof(typename Compute<IO>::type);
+  with_type(io, [&]<class IO>(IO) {
+    constexpr int kWidest = kAccessBytes / sizeof(typename Compute<IO>::type);
     if (units == kWidest) {
-      f.template operator()<IO, kWidest>();
+      f.template operator()<StepwiseTraits<IO, kWidest>>();
     } else {
-      f.template operator()<IO, 1>();
+      f.template operator()<StepwiseTraits<IO, 1>>();
     }
   });
+}
+
+// A thread for each Traits::kUnits units of a step.
+template <class Traits>
+Launch launch_for_cells(const KernelSizes& size, const StepwisePlan& plan, Stream stream) {
+  return launch_for(size.directions * size.batch * (size.hidden / Traits::kUnits), plan.threads, stream);
 }
 
 }  // namespace fusedlstm::cuda

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "../plan.h"
+#include "plan.h"
 #include "stream.h"
 
 namespace fusedlstm::cuda {

@@ -1,9 +1,13 @@
-// All that the kernels take from the hardware, one small function each. nvcc gets the instructions; any other
-// compiler gets their host twins, so that the same kernel bodies run in the tests of a machine without a GPU.
+// All that the kernels take from the hardware, one small function each, for nvcc. A build that runs the
+// kernels on a host names the header with the host twins of these functions.
 #pragma once
 
 #ifndef __CUDACC__
-#include "emulation/device.h"  // in tests/
+#ifndef FUSEDLSTM_EMULATED_DEVICE
+#error \
+    "CUDA kernels need nvcc, or FUSEDLSTM_EMULATED_DEVICE: the header with host twins of this one's functions"
+#endif
+#include FUSEDLSTM_EMULATED_DEVICE
 #else
 
 #include <cuda_bf16.h>
@@ -103,13 +107,14 @@ __device__ __forceinline__ float reciprocal_fast(float x) {
   return out;
 }
 
-// Ends the launch with an error and a message: another block no longer answers.
-__device__ __forceinline__ void give_up() {
-  __assert_fail("fusedlstm: a block has polled 2^26 times for another one", __FILE__, __LINE__, __func__);
+// Ends the launch with an error and a message.
+__device__ __forceinline__ void trap_on_timeout() {
+  __assert_fail("fusedlstm: timeout: a block has polled 2^26 times for data of another block", __FILE__,
+                __LINE__, __func__);
 }
 
 // Accesses to global memory that blocks of one grid share. Polling takes relaxed loads, and one with acquire
-// after the last: one of these drops the L1 cache. A 16-byte access is not atomic as a whole.
+// after the last: a load with acquire drops the L1 cache. A 16-byte access is not atomic as a whole.
 __device__ __forceinline__ uint32_t load_relaxed(const uint32_t* address) {
   uint32_t value;
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
@@ -139,7 +144,7 @@ __device__ __forceinline__ void store_relaxed(uint4* address, uint4 value) {
 __device__ __forceinline__ void store_release(uint32_t* address, uint32_t value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
-// Orders what this thread has seen before what it stores later: the thread that stores a flag is to fence.
+// Orders what this thread has seen before what it stores later.
 __device__ __forceinline__ void fence() {
   asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }

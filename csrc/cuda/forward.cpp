@@ -10,7 +10,7 @@ namespace {
 bool launch_persistent(const LayerCall& call, const Tensor& weight_hh, const Tensor& gates, bool keep_gates,
                        ForwardResults& out) {
   const Layer& layer = call.layer;
-  const PersistentMemory memory(call, Pass::forward, weight_hh);
+  const PersistentMemory memory(call, weight_hh);
   const Tensor h_n = call.new_io({layer.size.directions, layer.size.batch, layer.size.hidden});
   const Tensor c_n = call.new_io({layer.size.directions, layer.size.batch, layer.size.hidden});
   PersistentForwardArgs args{.size = call.kernel_sizes,
@@ -23,7 +23,7 @@ bool launch_persistent(const LayerCall& call, const Tensor& weight_hh, const Ten
                              .c0 = call.layer.c0.data_ptr(),
                              .gates = gates.data_ptr(),
                              .keep_gates = keep_gates,
-                             .cell = pointer<void>(out.cells),
+                             .cells = pointer<void>(out.cells),
                              .y = out.y.data_ptr(),
                              .h_n = h_n.data_ptr(),
                              .c_n = c_n.data_ptr()};
@@ -41,7 +41,7 @@ void run_stepwise(const LayerCall& call, const Tensor& weight_hh, const Tensor& 
   const Layer& layer = call.layer;
   const auto& [T, N, I, H, P, D] = layer.size;
   const std::optional<Tensor> bias = call.bias_sum();
-  const Tensor c = call.converted(call.layer.c0, call.compute);
+  const Tensor c_t = call.converted(call.layer.c0, call.compute);
   out.h_n = torch::stable::clone(call.layer.h0);
   const Tensor recurrent = call.new_compute({D, N, 4 * H});
   std::optional<Tensor> weight_hr, unprojected;
@@ -54,8 +54,8 @@ void run_stepwise(const LayerCall& call, const Tensor& weight_hh, const Tensor& 
                          .recurrent = recurrent.data_ptr(),
                          .gates = gates.data_ptr(),
                          .keep_gates = keep_gates,
-                         .cell = pointer<void>(out.cells),
-                         .c = c.data_ptr(),
+                         .cells = pointer<void>(out.cells),
+                         .c_t = c_t.data_ptr(),
                          .y = out.y.data_ptr(),
                          .h = out.h_n.data_ptr(),
                          .unprojected = pointer<void>(unprojected)};
@@ -88,7 +88,7 @@ void run_stepwise(const LayerCall& call, const Tensor& weight_hh, const Tensor& 
            .batch = D});
   }
   if (layer.projected) forward_cells(args, T, call.type(), call.plan.stepwise, call.stream());
-  out.c_n = call.converted(c, call.io);
+  out.c_n = call.converted(c_t, call.io);
 }
 
 }  // namespace

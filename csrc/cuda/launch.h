@@ -17,7 +17,7 @@ struct Launch {
 }  // namespace fusedlstm::cuda
 
 #ifndef __CUDACC__
-#include "emulation/launch.h"  // in tests/
+#include "device.cuh"  // its host twin has launch() and fits() too
 #else
 
 #include <cuda_runtime.h>

@@ -43,17 +43,16 @@ Tensor gradient_of_h0(const LayerCall& call, const RecurrenceGradients& recurren
   const bool handed_through = call.layer.lengths && grad_h_n;
   if (handed_through)
     seed_grad_h0(call.kernel_sizes, grad_h_n->data_ptr(), grad_h0.data_ptr(), call.type(), call.stream());
-  call.context.multiply(
-      {.m = N,
-       .n = P,
-       .k = 4 * H,
-       .a = {.data = recurrence.first_gates.data_ptr(), .stride = 4 * H, .next = N * 4 * H},
-       .b = {.data = weight_hh.data_ptr(), .stride = P, .next = 4 * H * P},
-       .c = grad_h0.data_ptr(),
-       .c_stride = P,
-       .c_next = N * P,
-       .accumulate = handed_through,
-       .batch = D});
+  call.context.multiply({.m = N,
+                         .n = P,
+                         .k = 4 * H,
+                         .a = {.data = recurrence.first_gates.data_ptr(), .stride = 4 * H, .next = N * 4 * H},
+                         .b = {.data = weight_hh.data_ptr(), .stride = P, .next = 4 * H * P},
+                         .c = grad_h0.data_ptr(),
+                         .c_stride = P,
+                         .c_next = N * P,
+                         .accumulate = handed_through,
+                         .batch = D});
   return grad_h0;
 }
 
@@ -104,8 +103,7 @@ void gradients_of_weights(const LayerCall& call, const RecurrenceGradients& recu
   std::optional<Tensor> before;  // of all directions, made for the first that needs it
   for (int64_t d = 0; d < D; ++d) {
     const Layer::Positions at = call.layer.positions(d);
-    const Matrix gates{
-        .data = call.at(recurrence.gates, d * 4 * H), .stride = D * 4 * H, .transposed = true};
+    const Matrix gates{.data = call.at(recurrence.gates, d * 4 * H), .stride = D * 4 * H, .transposed = true};
     if (need(at.ih)) out.weights[at.ih] = sum_over_steps(call, 4 * H, I, gates, call.layer.x.data_ptr());
     if (need(at.hh)) {
       if (!before) before = states_before(call, y);
@@ -180,8 +178,8 @@ struct Backend {
     args.size = call.kernel_sizes;
     args.bias = pointer<void>(bias);
     args.gates = gates.data_ptr();
-    args.cell = cells.data_ptr();
-    args.c = c_t.data_ptr();
+    args.cells = cells.data_ptr();
+    args.c_t = c_t.data_ptr();
     recompute_cells(args, call.type(), call.plan.stepwise, call.stream());
     return {cells, gates};
   }

@@ -125,15 +125,15 @@ std::optional<Tensor> LayerCall::bias_sum() const {
   return bias;
 }
 
-PersistentMemory::PersistentMemory(const LayerCall& call, Pass pass, const Tensor& weight_hh)
+PersistentMemory::PersistentMemory(const LayerCall& call, const Tensor& weight_hh)
     : weights(call.new_io({packed_bytes(call.kernel_sizes, *call.plan.persistent) / io_bytes(call.type())})),
       words(torch::stable::new_empty(call.layer.x,
                                      {slot_words(call.kernel_sizes, *call.plan.persistent) +
                                       flag_words(call.kernel_sizes, *call.plan.persistent)},
                                      ScalarType::Int)),
-      exchange(clear_exchange(call.kernel_sizes, *call.plan.persistent, pass, pointer<uint32_t>(words),
-                              call.type(), call.stream())) {
-  pack_weights(call.kernel_sizes, *call.plan.persistent, pass, weight_hh.data_ptr(), weights.data_ptr(),
+      exchange(clear_exchange(call.kernel_sizes, *call.plan.persistent, pointer<uint32_t>(words), call.type(),
+                              call.stream())) {
+  pack_weights(call.kernel_sizes, *call.plan.persistent, weight_hh.data_ptr(), weights.data_ptr(),
                call.type(), call.stream());
 }
 

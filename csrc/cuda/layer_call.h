@@ -8,6 +8,7 @@
 #include "../layer.h"
 #include "context.h"
 #include "persistent.h"
+#include "plan.h"
 #include "sizes.h"
 
 namespace fusedlstm::cuda {
@@ -48,7 +49,7 @@ struct PersistentMemory {
   Tensor weights, words;
   Exchange exchange;
 
-  PersistentMemory(const LayerCall& call, Pass pass, const Tensor& weight_hh);
+  PersistentMemory(const LayerCall& call, const Tensor& weight_hh);
 };
 
 }  // namespace fusedlstm::cuda

@@ -1,9 +1,10 @@
-// What the persistent kernels share: weights in registers and shared memory, products on the tensor cores.
-// csrc/README.md has the picture.
+// What the persistent kernels share: weights in registers and shared memory, products on the tensor cores,
+// launch and dispatch. csrc/README.md has the picture.
 #pragma once
 
 #include <stdexcept>
 #include <type_traits>
+#include <utility>
 
 #include "exchange.cuh"
 
@@ -21,14 +22,15 @@ __device__ __forceinline__ void multiply_add(float (&sum)[4], const uint32_t (&a
   }
 }
 
-// 16 rows by 64 bytes of the weights, as one lane holds them.
+// A k-block of a weight tile, as one lane holds it.
 struct Fragment {
   uint4 low, high;  // of rows g and g + 8
 };
 
-// Values as they are told to other blocks: float32 as TF32, rounded once here and not cut at each product.
+// A value as it is published, and as weights are packed: float32 is rounded to TF32, once, because the tensor
+// cores would truncate it in each product.
 template <class IO>
-__device__ __forceinline__ IO told(float value) {
+__device__ __forceinline__ IO as_operand(float value) {
   if constexpr (sizeof(IO) == 4) {
     return round_to_tf32(value);
   } else {
@@ -38,141 +40,138 @@ __device__ __forceinline__ IO told(float value) {
   }
 }
 
-template <Pass pass, int kPieces>
-constexpr int kHeldFragments = register_fragments(pass, kPieces);
-
-// The weights of a block, kPieces pieces of each row for each warp: the first fragments in registers, the
-// rest in shared memory.
-template <class IO, int kPieces, int kHeld>
+// The weights of a block, kKBlocks k-blocks of each weight tile for each warp: the first fragments in
+// registers, the others in shared memory.
+template <class Traits>
 class Weights {
  public:
-  __device__ __forceinline__ Weights(const void* packed, int block, int tiles, void* rest)
-      : tiles_(tiles), rest_(static_cast<uint4*>(rest) + warp_offset()) {
-    const uint4* const own =
-        static_cast<const uint4*>(packed) + int64_t{block} * tiles * kPieces * kFragmentWords + warp_offset();
+  __device__ __forceinline__ Weights(const void* packed, int block, int weight_tiles, void* shared)
+      : weight_tiles_(weight_tiles), shared_(static_cast<uint4*>(shared) + warp_offset()) {
+    const uint4* const own = static_cast<const uint4*>(packed) +
+                             int64_t{block} * weight_tiles * kKBlocks * kFragmentWords + warp_offset();
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i)
-      held_[i] = i < tiles * kPieces ? fragment(own + i * kFragmentWords) : Fragment{};
-    for (int i = kHeld; i < tiles * kPieces; ++i) {
+    for (int i = 0; i < kInRegisters; ++i)
+      registers_[i] = i < weight_tiles * kKBlocks ? fragment(own + i * kFragmentWords) : Fragment{};
+    for (int i = kInRegisters; i < weight_tiles * kKBlocks; ++i) {
       const Fragment loaded = fragment(own + i * kFragmentWords);
-      uint4* const to = rest_ + (i - kHeld) * kFragmentWords;
+      uint4* const to = shared_ + (i - kInRegisters) * kFragmentWords;
       to[0] = loaded.low;
       to[kLanes] = loaded.high;
     }
   }
 
-  // Calls use(tile, part, sum) with each tile's product with kParts times 8 rows of the state, of which a
-  // lane holds kCount pieces from number kFirst on. It has the sums of row g of the tile with columns 2q and
-  // 2q + 1, then of row g + 8.
-  template <int kFirst, int kParts, int kCount, class Use>
-  __device__ __forceinline__ void multiply(const uint4 (&state)[kParts][kCount], const Use& use) const {
+  // Calls use(weight_tile, row_tile, sum) with the product of each weight tile and each of kRowTiles row
+  // tiles over kCount k-blocks from kFirst on, which `state` holds. Lane 4g + q has the sums of row g of the
+  // weight tile with rows 2q and 2q + 1 of the row tile, then those of row g + 8.
+  template <int kFirst, int kRowTiles, int kCount, class Use>
+  __device__ __forceinline__ void multiply(const uint4 (&state)[kRowTiles][kCount], const Use& use) const {
     // Tiles with a fragment in registers.
-    constexpr int kUnrolled = kHeld > kFirst ? (kHeld - kFirst + kPieces - 1) / kPieces : 0;
+    constexpr int kUnrolled = kInRegisters > kFirst ? (kInRegisters - kFirst + kKBlocks - 1) / kKBlocks : 0;
 #pragma unroll
     for (int tile = 0; tile < kUnrolled; ++tile) {
-      if (tile >= tiles_) break;
-      multiply_tile(tile, state, use, [&](int piece) {
-        const int i = tile * kPieces + kFirst + piece;
-        return i < kHeld ? held_[i] : kept(i);
+      if (tile >= weight_tiles_) break;
+      multiply_tile(tile, state, use, [&](int k_block) {
+        const int i = tile * kKBlocks + kFirst + k_block;
+        return i < kInRegisters ? registers_[i] : from_shared(i);
       });
     }
 #pragma unroll 1
-    for (int tile = kUnrolled; tile < tiles_; ++tile)
-      multiply_tile(tile, state, use, [&](int piece) { return kept(tile * kPieces + kFirst + piece); });
+    for (int tile = kUnrolled; tile < weight_tiles_; ++tile)
+      multiply_tile(tile, state, use,
+                    [&](int k_block) { return from_shared(tile * kKBlocks + kFirst + k_block); });
   }
 
  private:
-  // A product waits for the one before it in the same sum, in which half of a step went by at N 64, H 1024:
-  // so there are three sums at a time, or two for each of two parts.
-  template <int kParts, int kCount, class Use, class FragmentAt>
-  static __device__ __forceinline__ void multiply_tile(int tile, const uint4 (&state)[kParts][kCount],
+  using IO = typename Traits::IO;
+  static constexpr int kKBlocks = Traits::kKBlocks, kInRegisters = Traits::kRegisterFragments;
+
+  // A product waits for the one before it in the same sum; with one sum that was half of a step at N 64,
+  // H 1024. So there are three sums at a time, or two for each of two row tiles.
+  template <int kRowTiles, int kCount, class Use, class FragmentAt>
+  static __device__ __forceinline__ void multiply_tile(int weight_tile,
+                                                       const uint4 (&state)[kRowTiles][kCount],
                                                        const Use& use, const FragmentAt& fragment_at) {
-    constexpr int kSums = kParts == 1 && kCount > 1 ? 3 : 2;
-    float sums[kParts][kSums][4] = {};
+    constexpr int kSums = kRowTiles == 1 && kCount > 1 ? 3 : 2;
+    float sums[kRowTiles][kSums][4] = {};
 #pragma unroll
-    for (int piece = 0; piece < kCount; ++piece) {
-      const Fragment a = fragment_at(piece);
+    for (int k = 0; k < kCount; ++k) {
+      const Fragment a = fragment_at(k);
 #pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        const uint4& b = state[part][piece];
-        multiply_add<IO>(sums[part][2 * piece % kSums], {a.low.x, a.high.x, a.low.y, a.high.y}, {b.x, b.y});
-        multiply_add<IO>(sums[part][(2 * piece + 1) % kSums], {a.low.z, a.high.z, a.low.w, a.high.w},
-                         {b.z, b.w});
+      for (int tile = 0; tile < kRowTiles; ++tile) {
+        const uint4& b = state[tile][k];
+        multiply_add<IO>(sums[tile][2 * k % kSums], {a.low.x, a.high.x, a.low.y, a.high.y}, {b.x, b.y});
+        multiply_add<IO>(sums[tile][(2 * k + 1) % kSums], {a.low.z, a.high.z, a.low.w, a.high.w}, {b.z, b.w});
       }
     }
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
+    for (int tile = 0; tile < kRowTiles; ++tile) {
 #pragma unroll
       for (int other = 1; other < kSums; ++other)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums[part][0][i] += sums[part][other][i];
-      use(tile, part, sums[part][0]);
+        for (int i = 0; i < 4; ++i) sums[tile][0][i] += sums[tile][other][i];
+      use(weight_tile, tile, sums[tile][0]);
     }
   }
 
-  // [tile][piece][warp][low, high][lane]
+  // uint4 [weight tile][k-block][warp][low, high][lane]
   static constexpr int kFragmentWords = kPersistentWarps * 2 * kLanes;
-  static __device__ __forceinline__ int warp_offset() {
-    return static_cast<int>(thread_index()) / kLanes * 2 * kLanes + static_cast<int>(thread_index()) % kLanes;
-  }
-  static __device__ __forceinline__ Fragment fragment(const uint4* place) {
-    return {place[0], place[kLanes]};
-  }
-  __device__ __forceinline__ Fragment kept(int i) const {
-    return fragment(rest_ + (i - kHeld) * kFragmentWords);
+  static __device__ __forceinline__ int warp_offset() { return warp_index() * 2 * kLanes + lane_index(); }
+  static __device__ __forceinline__ Fragment fragment(const uint4* low) { return {low[0], low[kLanes]}; }
+  __device__ __forceinline__ Fragment from_shared(int i) const {
+    return fragment(shared_ + (i - kInRegisters) * kFragmentWords);
   }
 
-  int tiles_;
-  uint4* rest_;
-  Fragment held_[kHeld];
+  int weight_tiles_;
+  uint4* shared_;
+  Fragment registers_[kInRegisters];
 };
 
-// The warps' sums of one tile of weights and one of the batch, added up in the order of the warps.
+// The warps' partial sums of pairs of a weight tile and a row tile, which are added up in the order of the
+// warps.
 class Partials {
  public:
   __device__ __forceinline__ explicit Partials(float4* memory) : memory_(memory) {}
 
-  __device__ __forceinline__ void put(int item, const float (&sum)[4]) const {
-    const int warp = static_cast<int>(thread_index()) / kLanes;
-    *place(item, warp) = float4{sum[0], sum[1], sum[2], sum[3]};
+  __device__ __forceinline__ void put(int pair, const float (&sum)[4]) const {
+    *address(pair, warp_index()) = float4{sum[0], sum[1], sum[2], sum[3]};
   }
-  // To what the same lane has put there.
-  __device__ __forceinline__ void add(int item, const float (&sum)[4]) const {
-    const int warp = static_cast<int>(thread_index()) / kLanes;
-    const float4 old = *place(item, warp);
-    *place(item, warp) = float4{old.x + sum[0], old.y + sum[1], old.z + sum[2], old.w + sum[3]};
+  // Adds to what the same lane has put.
+  __device__ __forceinline__ void add(int pair, const float (&sum)[4]) const {
+    const int warp = warp_index();
+    const float4 old = *address(pair, warp);
+    *address(pair, warp) = float4{old.x + sum[0], old.y + sum[1], old.z + sum[2], old.w + sum[3]};
   }
-  __device__ __forceinline__ float4 total(int item) const {
-    float4 sum = *place(item, 0);
+  __device__ __forceinline__ float4 total(int pair) const {
+    float4 sum = *address(pair, 0);
 #pragma unroll
     for (int warp = 1; warp < kPersistentWarps; ++warp) {
-      const float4 part = *place(item, warp);
+      const float4 part = *address(pair, warp);
       sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
     }
     return sum;
   }
-  // Of row g (`half` 0) or g + 8 alone.
-  __device__ __forceinline__ float2 total(int item, int half) const {
+  // Of row g (`half` 0) or g + 8 of the weight tile alone.
+  __device__ __forceinline__ float2 total(int pair, int half) const {
     float2 sum{0, 0};
 #pragma unroll
     for (int warp = 0; warp < kPersistentWarps; ++warp) {
-      const float2 part = reinterpret_cast<const float2*>(place(item, warp))[half];
+      const float2 part = reinterpret_cast<const float2*>(address(pair, warp))[half];
       sum.x += part.x, sum.y += part.y;
     }
     return sum;
   }
 
  private:
-  __device__ __forceinline__ float4* place(int item, int warp) const {
-    return memory_ + (item * kPersistentWarps + warp) * kLanes + thread_index() % kLanes;
+  __device__ __forceinline__ float4* address(int pair, int warp) const {
+    return memory_ + (pair * kPersistentWarps + warp) * kLanes + thread_index() % kLanes;
   }
 
   float4* memory_;
 };
 
-// Whether the device takes all blocks at once and so the launch.
+// Launches a block on each of as many multiprocessors; false where the device does not take all at once.
 template <class Args>
-bool launch_whole(const char* name, void (*kernel)(Args), const Args& args, Stream stream) {
+bool launch_persistent(const char* name, void (*kernel)(Args), const Args& args, Stream stream) {
   const Launch settings{.blocks = static_cast<unsigned>(args.plan.blocks(args.size.directions)),
                         .threads = kThreads,
                         .stream = stream,
@@ -183,31 +182,30 @@ bool launch_whole(const char* name, void (*kernel)(Args), const Args& args, Stre
   return true;
 }
 
-// Calls f<IO, kPieces, signal> for the type and what the plan says; its pieces are one of `kPieces...`.
-template <int... kPieces, class F>
-void with_kernel(Type io, const Persistent& plan, F&& f) {
-  const auto of_signal = [&]<class IO, Signal signal>() {
+// Calls f<PersistentTraits> for the type and the plan.
+template <Pass kPass, class F>
+void with_traits(Type io, const PersistentPlan& plan, F&& f) {
+  constexpr auto& compiled = kCompiledKBlocks<kPass>;
+  const auto with_signal = [&]<class IO, Signal kSignal, std::size_t... i>(std::index_sequence<i...>) {
     const bool found =
-        ((plan.pieces == kPieces && (f.template operator()<IO, kPieces, signal>(), true)) || ...);
-    if (!found) throw std::logic_error("fusedlstm: the plan asks for a persistent kernel that is not there");
+        ((plan.k_blocks == compiled[i] &&
+          (f.template operator()<PersistentTraits<IO, kPass, compiled[i], kSignal>>(), true)) ||
+         ...);
+    if (!found)
+      throw std::logic_error("fusedlstm: the plan asks for a persistent kernel that is not compiled");
   };
-  const auto of_type = [&]<class IO>() {
-    if (plan.signal == Signal::flag) {
-      of_signal.template operator()<IO, Signal::flag>();
-    } else {
-      of_signal.template operator()<IO, Signal::data>();
-    }
-  };
-  switch (io) {
-    case Type::float32:
-      return of_type.template operator()<float>();
-    case Type::float16:
-      return of_type.template operator()<Half>();
-    case Type::bfloat16:
-      return of_type.template operator()<BFloat16>();
-    case Type::float64:
+  with_type(io, [&]<class IO>(IO) {
+    if constexpr (std::is_same_v<IO, double>) {
       throw std::logic_error("fusedlstm: there is no persistent kernel for float64");
-  }
+    } else {
+      constexpr auto indices = std::make_index_sequence<compiled.size()>{};
+      if (plan.signal == Signal::flag) {
+        with_signal.template operator()<IO, Signal::flag>(indices);
+      } else {
+        with_signal.template operator()<IO, Signal::data>(indices);
+      }
+    }
+  });
 }
 
 }  // namespace fusedlstm::cuda

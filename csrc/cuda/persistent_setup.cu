@@ -1,74 +1,81 @@
-// W_hh in the order in which the lanes of the persistent kernels hold it: each reads whole 16-byte pieces,
-// and reads what other lanes need beside it.
+// Before a persistent launch: W_hh is packed in the order in which the lanes hold it, so that the lanes of a
+// warp read consecutive 16 bytes each, and the exchange is made empty.
 #include "persistent.cuh"
 #include "persistent.h"
 
 namespace fusedlstm::cuda {
 namespace {
 
-// The element of a direction's W_hh [4H, H] in row `row` of block `member`'s tiles that meets term `term` of
-// a sum.
+// Kernels
+
+// The element of a direction's W_hh [4H, H] in row `row` of the weight tiles of block `member`, for term
+// `term` of the sums.
 template <Pass pass, class IO>
-__device__ __forceinline__ IO element(const Persistent& plan, int64_t H, const IO* weight_hh, int member,
+__device__ __forceinline__ IO element(const PersistentPlan& plan, int64_t H, const IO* weight_hh, int member,
                                       int row, int term) {
   int gate, from, to;
   if constexpr (pass == Pass::forward) {
-    gate = row / kOctet % 4;
-    to = (member * plan.tiles / 2 + row / kOctetTerms) * kOctet + row % kOctet;
+    gate = row / kUnitOctet % 4;
+    to = (member * plan.weight_tiles / 2 + row / kOctetTerms) * kUnitOctet + row % kUnitOctet;
     from = term;
   } else {
-    gate = term / kOctet % 4;
-    to = term / kOctetTerms * kOctet + term % kOctet;
-    from = member * plan.tiles * 16 + row;
+    gate = term / kUnitOctet % 4;
+    to = term / kOctetTerms * kUnitOctet + term % kUnitOctet;
+    from = member * plan.weight_tiles * kWeightTile + row;
   }
-  return to < H && from < H ? told<IO>(widen(weight_hh[(gate * H + to) * H + from])) : IO{};
+  return to < H && from < H ? as_operand<IO>(widen(weight_hh[(gate * H + to) * H + from])) : IO{};
 }
 
 template <class IO, Pass pass>
-__global__ void pack_weights_kernel(const Sizes size, const Persistent plan, const IO* weight_hh,
+__global__ void pack_weights_kernel(const KernelSizes size, const PersistentPlan plan, const IO* weight_hh,
                                     uint4* packed) {
-  const int64_t H = size.hidden, per_block = int64_t{plan.tiles} * plan.pieces * 2 * kThreads;
+  const int64_t H = size.hidden, per_block = int64_t{plan.weight_tiles} * plan.k_blocks * 2 * kThreads;
   const int64_t count = size.directions * plan.members * per_block,
                 stride = int64_t{grid_size()} * block_size();
   for (int64_t i = int64_t{block_index()} * block_size() + thread_index(); i < count; i += stride) {
     const auto lane = static_cast<int>(i % kLanes), half = static_cast<int>(i / kLanes % 2);
     const auto warp = static_cast<int>(i / (2 * kLanes) % kPersistentWarps);
     const auto fragment = static_cast<int>(i % per_block / (2 * kThreads));
-    const int tile = fragment / plan.pieces, piece = warp * plan.pieces + fragment % plan.pieces;
+    const int tile = fragment / plan.k_blocks, k_block = warp * plan.k_blocks + fragment % plan.k_blocks;
     const auto member = static_cast<int>(i / per_block % plan.members);
     const int64_t d = i / per_block / plan.members;
+    constexpr int kLaneTerms = kAccessBytes / sizeof(IO);
     union {
-      IO elements[kPieceTerms<IO>];
+      IO elements[kLaneTerms];
       uint4 words;
     } values;
-    for (int j = 0; j < kPieceTerms<IO>; ++j)
-      values.elements[j] =
-          element<pass>(plan, H, weight_hh + d * 4 * H * H, member, tile * 16 + half * 8 + lane / 4,
-                        (piece * 4 + lane % 4) * kPieceTerms<IO> + j);
+    for (int j = 0; j < kLaneTerms; ++j)
+      values.elements[j] = element<pass>(plan, H, weight_hh + d * 4 * H * H, member,
+                                         tile * kWeightTile + half * kWeightTile / 2 + lane / 4,
+                                         (k_block * 4 + lane % 4) * kLaneTerms + j);
     packed[i] = values.words;
   }
 }
 
-// Terms that no block tells are zero from the start, so that nobody waits for them.
-__global__ void clear_exchange_kernel(uint32_t* memory, int64_t words, int64_t slot_words, int row_pieces,
-                                      int told_words, uint32_t untold) {
-  constexpr int kPieceWords = kLanes * 4;
+// Sets the words of a row that will be published to `empty`. The padding behind them, which no block
+// publishes, is zero, and so are the flags.
+__global__ void clear_exchange_kernel(uint32_t* memory, int64_t words, int64_t slot_words, int row_k_blocks,
+                                      int published_words, uint32_t empty) {
+  constexpr int kTileWords = kRowTile * kKBlockBytes / 4, kRowWords = kKBlockBytes / 4;
   const int64_t stride = int64_t{grid_size()} * block_size();
   for (int64_t i = int64_t{block_index()} * block_size() + thread_index(); i < words; i += stride) {
-    const auto piece = static_cast<int>(i / kPieceWords % row_pieces), word = static_cast<int>(i % 16);
-    memory[i] = i < slot_words && piece * 16 + word < told_words ? untold : 0;
+    const auto k_block = static_cast<int>(i / kTileWords % row_k_blocks),
+               word = static_cast<int>(i % kRowWords);
+    memory[i] = i < slot_words && k_block * kRowWords + word < published_words ? empty : 0;
   }
 }
 
 }  // namespace
 
-void pack_weights(const Sizes& size, const Persistent& plan, Pass pass, const void* weight_hh, void* packed,
+// Launch and dispatch
+
+void pack_weights(const KernelSizes& size, const PersistentPlan& plan, const void* weight_hh, void* packed,
                   Type io, Stream stream) {
   with_type(io, [&]<class IO>(IO) {
-    const Launch settings = launch_for_all(packed_bytes(size, plan) / 16, stream);
+    const Launch settings = launch_strided(packed_bytes(size, plan) / kAccessBytes, stream);
     const auto* const from = static_cast<const IO*>(weight_hh);
     auto* const to = static_cast<uint4*>(packed);
-    if (pass == Pass::forward) {
+    if (plan.pass == Pass::forward) {
       launch("pack_weights", &pack_weights_kernel<IO, Pass::forward>, settings, size, plan, from, to);
     } else {
       launch("pack_weights", &pack_weights_kernel<IO, Pass::backward>, settings, size, plan, from, to);
@@ -76,13 +83,15 @@ void pack_weights(const Sizes& size, const Persistent& plan, Pass pass, const vo
   });
 }
 
-Exchange clear_exchange(const Sizes& size, const Persistent& plan, Pass pass, uint32_t* memory, Type io,
+Exchange clear_exchange(const KernelSizes& size, const PersistentPlan& plan, uint32_t* memory, Type io,
                         Stream stream) {
   const int64_t slots = slot_words(size, plan), words = slots + flag_words(size, plan);
-  const int64_t octets = (size.hidden + kOctet - 1) / kOctet;
-  const int64_t told = octets * (pass == Pass::forward ? kOctet : kOctetTerms) * io_bytes(io) / 4;
-  launch("clear_exchange", &clear_exchange_kernel, launch_for_all(words, stream), memory, words, slots,
-         plan.pieces * kPersistentWarps, static_cast<int>(told), plan.signal == Signal::data ? kUntold : 0u);
+  const int64_t octets = (size.hidden + kUnitOctet - 1) / kUnitOctet;
+  const int64_t published =
+      octets * (plan.pass == Pass::forward ? kUnitOctet : kOctetTerms) * io_bytes(io) / 4;
+  launch("clear_exchange", &clear_exchange_kernel, launch_strided(words, stream), memory, words, slots,
+         plan.k_blocks * kPersistentWarps, static_cast<int>(published),
+         plan.signal == Signal::data ? kEmpty : 0u);
   return {memory, memory + slots};
 }
 

@@ -1,4 +1,4 @@
-// The sequential part of one layer on a GPU, one step a launch: what its kernels read and write.
+// The sequential part of one layer on a GPU, one launch for each step: what its kernels read and write.
 //
 // T steps, N rows of the batch, H hidden units, P outputs of a step (P = H without a projection), D
 // directions. Step s is the s-th that a direction takes: t = s in the first direction, t = T-1-s in the
@@ -9,62 +9,62 @@
 
 #include <cstdint>
 
-#include "../plan.h"
+#include "plan.h"
 #include "sizes.h"
 #include "stream.h"
 
 namespace fusedlstm::cuda {
 
 struct ForwardArgs {
-  Sizes size;
+  KernelSizes size;
   const void* bias;       // [D, 4H] compute        sum of both biases; null without biases
   const void* recurrent;  // [D, N, 4H] compute     product of the state before this step and W_hh
   void* gates;            // [T, N, D, 4H] compute  product of the input and W_ih
-  bool keep_gates;        // whether the activated gates take their place
-  void* cell;             // [T, N, D, H] compute   written; null: not wanted
-  void* c;                // [D, N, H] compute      state before the step, replaced by that after it
+  bool keep_gates;        // whether the activated gates replace it
+  void* cells;            // [T, N, D, H] compute   written; may be null (not wanted)
+  void* c_t;              // [D, N, H] compute      cell state before the step, replaced by that after it
   void* y;                // [T, N, D, P] io        written; zero past a row's length
-  void* h;                // [D, N, P] io           replaced like c without a projection
-  // With a projection: the state of this step before it, written, zero in rows that take no part; null
-  // without. The caller then adds its product with W_hr to h, in which the step leaves zero in all other
-  // rows.
+  void* h;                // [D, N, P] io           replaced like c_t without a projection
+  // With a projection: the hidden state before it, written; zero in rows that take no part. Null without. The
+  // step sets h to zero in the rows that take part, and the caller then adds the product with W_hr to h.
   void* unprojected;  // [D, N, H] io
 };
 
 struct BackwardArgs {
-  Sizes size;
-  const void* gates;      // [T, N, D, 4H] compute  activated
-  const void* cell;       // [T, N, D, H] compute
-  const void* c0;         // [D, N, H] io
-  const void* grad_cell;  // [T, N, D, H] compute   of every cell state; may be null (zero)
-  const void* grad_y;     // [T, N, D, P] io        may be null (zero); null with a projection
-  const void* grad_h_n;   // [D, N, P] io           may be null (zero); null with a projection
-  const void* grad_h;     // [D, N, H] compute      from the step that followed; null: zero
-  void* grad_c;           // [D, N, H] compute      of the state after this step, replaced by that before it
-  void* grad_gates;       // [T, N, D, 4H] io       written; zero past a row's length
-  // This step's again, as the state before it feels them: zero where the step enters a segment. Rows that
-  // take no part keep theirs.
+  KernelSizes size;
+  const void* gates;       // [T, N, D, 4H] compute  activated
+  const void* cells;       // [T, N, D, H] compute
+  const void* c0;          // [D, N, H] io
+  const void* grad_cells;  // [T, N, D, H] compute   of every cell state; may be null (zero)
+  const void* grad_y;      // [T, N, D, P] io        may be null (zero); null with a projection
+  const void* grad_h_n;    // [D, N, P] io           may be null (zero); null with a projection
+  const void* grad_h_t;    // [D, N, H] compute      passed back by the next step; may be null (zero)
+  void* grad_c_t;          // [D, N, H] compute      of the state after the step, replaced by that before it
+  void* grad_gates;        // [T, N, D, 4H] io       written; zero past a row's length
+  // Gradient of the gates that is passed to the previous step: this step's grad_gates, and zero where the
+  // step enters a segment. Unchanged in rows that take no part.
   void* grad_gates_step;  // [D, N, 4H] io
   void* unprojected;      // [D, T, N, H] io        written in order of steps: the state before its projection
 };
 
-// One step of all cells. With a projection a last call with step = T stores the last step's output.
-void forward_cells(const ForwardArgs& args, int64_t step, Type io, const Stepwise& plan, Stream stream);
-void backward_cells(const BackwardArgs& args, int64_t step, Type io, const Stepwise& plan, Stream stream);
+// One step of all cells. With a projection, a last call with step = T stores the output of step T-1.
+void forward_cells(const ForwardArgs& args, int64_t step, Type io, const StepwisePlan& plan, Stream stream);
+void backward_cells(const BackwardArgs& args, int64_t step, Type io, const StepwisePlan& plan, Stream stream);
 
-// What forward_cells kept, of all steps in one launch: `gates` holds the products of the input and of the
-// states before each step, `recurrent`, `y`, `h` and `unprojected` are null.
-void recompute_cells(const ForwardArgs& args, Type io, const Stepwise& plan, Stream stream);
+// Recomputes the activated gates and the cell states of all steps in one launch. `gates` holds the sum of
+// both products; `recurrent`, `y`, `h` and `unprojected` are null.
+void recompute_cells(const ForwardArgs& args, Type io, const StepwisePlan& plan, Stream stream);
 
-// before [D, T, N, P] io: the state from which each step started; zero past a row's length.
-void states_before(const Sizes& size, const void* h0, const void* y, void* before, Type io, Stream stream);
+// before [D, T, N, P] io: the hidden state before each step; zero past a row's length.
+void states_before(const KernelSizes& size, const void* h0, const void* y, void* before, Type io,
+                   Stream stream);
 // bias [4H] compute: the sum of both, [4H] io.
 void sum_biases(const void* bias_ih, const void* bias_hh, void* bias, int64_t gates, Type io, Stream stream);
-// Gradient of the projected states [D, T, N, P] io, in order of steps, as far as it comes from the outputs
-// alone.
-void seed_projected(const Sizes& size, const void* grad_y, const void* grad_h_n, void* grad_projected,
+// grad_projected [D, T, N, P] io, in order of steps: the part of the projected states' gradient that comes
+// from the outputs.
+void seed_projected(const KernelSizes& size, const void* grad_y, const void* grad_h_n, void* grad_projected,
                     Type io, Stream stream);
-// grad_h0 [D, N, P] io: grad_h_n in rows of no steps, which hand their state through, and zero in the others.
-void seed_grad_h0(const Sizes& size, const void* grad_h_n, void* grad_h0, Type io, Stream stream);
+// grad_h0 [D, N, P] io: grad_h_n in rows without steps, where h_n is h0, and zero in the others.
+void seed_grad_h0(const KernelSizes& size, const void* grad_h_n, void* grad_h0, Type io, Stream stream);
 
 }  // namespace fusedlstm::cuda

@@ -1,17 +1,21 @@
-// One step of all cells backward: gradients of the gates and of the cell state before the step.
+// Cells backward, one launch for each step: gradients of the gates and of the cell state before the step.
 #include "cells.cuh"
 #include "stepwise.h"
 
 namespace fusedlstm::cuda {
 namespace {
 
-template <class IO, int kUnits>
-__global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
+// Kernels
+
+template <class Traits>
+__global__ void __launch_bounds__(kStepwiseThreads, Traits::kBlocks)
     lstm_backward_stepwise_kernel(const BackwardArgs args, const int64_t step) {
-  using C = typename Compute<IO>::type;
-  const Sizes& size = args.size;
+  using IO = typename Traits::IO;
+  using C = typename Traits::C;
+  constexpr int kUnits = Traits::kUnits;
+  const KernelSizes& size = args.size;
   const int64_t H = size.hidden;
-  Place at;
+  Coordinates at;
   if (!find_cells<kUnits>(size, step, at)) return;
 
   const int64_t sequence = at.sequence_row(size, at.t) * H + at.unit, state = at.row * H + at.unit;
@@ -24,18 +28,18 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
   }
 
   const auto gates = load_gates<kUnits, C>(args.gates, gate, H);
-  const auto c = load<kUnits, C>(args.cell, sequence);
-  auto grad_c = load<kUnits, C>(args.grad_c, state);
+  const auto c_t = load<kUnits, C>(args.cells, sequence);
+  auto grad_c_t = load<kUnits, C>(args.grad_c_t, state);
   Units<C, kUnits> c_prev{}, grad_h{};
   if (at.first && !at.enters) {
     add<IO>(c_prev, args.c0, state);
   } else if (!at.enters) {
-    c_prev = load<kUnits, C>(args.cell, at.sequence_row(size, at.d ? at.t + 1 : at.t - 1) * H + at.unit);
+    c_prev = load<kUnits, C>(args.cells, at.sequence_row(size, at.d ? at.t + 1 : at.t - 1) * H + at.unit);
   }
-  if (args.grad_h) grad_h = load<kUnits, C>(args.grad_h, state);
+  if (args.grad_h_t) grad_h = load<kUnits, C>(args.grad_h_t, state);
   if (args.grad_y) add<IO>(grad_h, args.grad_y, sequence);
   if (args.grad_h_n && at.last) add<IO>(grad_h, args.grad_h_n, state);
-  if (args.grad_cell) add<C>(grad_c, args.grad_cell, sequence);
+  if (args.grad_cells) add<C>(grad_c_t, args.grad_cells, sequence);
 
   GateUnits<IO, kUnits> grad_gates;
   Units<IO, kUnits> h;
@@ -43,16 +47,16 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
   for (int u = 0; u < kUnits; ++u) {
     const Gates<C> active{gates.i.at[u], gates.f.at[u], gates.g.at[u], gates.o.at[u]};
     const CellGradient<C> grad =
-        cell_gradient<AccurateMath>(active, c_prev.at[u], c.at[u], grad_h.at[u], grad_c.at[u]);
+        cell_gradient<AccurateMath>(active, c_prev.at[u], c_t.at[u], grad_h.at[u], grad_c_t.at[u]);
     narrow(grad.pre.i, grad_gates.i.at[u]);
     narrow(grad.pre.f, grad_gates.f.at[u]);
     narrow(grad.pre.g, grad_gates.g.at[u]);
     narrow(grad.pre.o, grad_gates.o.at[u]);
     narrow(grad.h, h.at[u]);
-    grad_c.at[u] = at.enters ? C(0) : grad.c_prev;
+    grad_c_t.at[u] = at.enters ? C(0) : grad.c_prev;
   }
 
-  store(args.grad_c, state, grad_c);
+  store(args.grad_c_t, state, grad_c_t);
   store_gates(args.grad_gates, gate, H, grad_gates);
   if (at.enters) grad_gates = {};
   store_gates(args.grad_gates_step, 4 * at.row * H + at.unit, H, grad_gates);
@@ -60,14 +64,14 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
 }
 
 template <class IO>
-__global__ void seed_projected_kernel(const Sizes size, const IO* grad_y, const IO* grad_h_n, IO* out) {
+__global__ void seed_projected_kernel(const KernelSizes size, const IO* grad_y, const IO* grad_h_n, IO* out) {
   const int64_t P = size.outputs, per_direction = size.steps * size.batch * P;
   const int64_t stride = int64_t{grid_size()} * block_size();
   for (int64_t i = int64_t{block_index()} * block_size() + thread_index();
        i < size.directions * per_direction; i += stride) {
     const int64_t d = i / per_direction, step = i % per_direction / (size.batch * P), n = i / P % size.batch;
-    const Place at =
-        place(size, step, static_cast<unsigned>(d * size.batch + n), static_cast<unsigned>(i % P));
+    const Coordinates at =
+        cell_at(size, step, static_cast<unsigned>(d * size.batch + n), static_cast<unsigned>(i % P));
     typename Compute<IO>::type sum = 0;
     if (at.active && grad_y) sum += widen(grad_y[at.sequence_row(size, at.t) * P + at.unit]);
     if (at.active && at.last && grad_h_n) sum += widen(grad_h_n[at.row * P + at.unit]);
@@ -76,8 +80,8 @@ __global__ void seed_projected_kernel(const Sizes size, const IO* grad_y, const 
 }
 
 template <class IO>
-__global__ void seed_grad_h0_kernel(const Sizes size, const IO* grad_h_n, IO* grad_h0) {
-  const unsigned i = item_index();
+__global__ void seed_grad_h0_kernel(const KernelSizes size, const IO* grad_h_n, IO* grad_h0) {
+  const unsigned i = global_thread_index();
   if (i >= size.directions * size.batch * size.outputs) return;
   const bool untouched = size.lengths[i / size.outputs % size.batch] <= 0;
   grad_h0[i] = untouched ? grad_h_n[i] : IO{};
@@ -85,31 +89,33 @@ __global__ void seed_grad_h0_kernel(const Sizes size, const IO* grad_h_n, IO* gr
 
 }  // namespace
 
-void backward_cells(const BackwardArgs& args, int64_t step, Type io, const Stepwise& plan, Stream stream) {
-  bool vectors = true;
-  for (const void* pointer : {args.gates, args.cell, args.c0, args.grad_cell, args.grad_y, args.grad_h_n})
-    vectors = vectors && aligned(pointer, 16);
-  with_units(io, vectors ? plan.units : 1, [&]<class IO, int kUnits>() {
-    const int64_t items = args.size.directions * args.size.batch * (args.size.hidden / kUnits);
-    launch("backward_cells", &lstm_backward_stepwise_kernel<IO, kUnits>,
-           launch_for(items, plan.threads, stream), args, step);
+// Launch and dispatch
+
+void backward_cells(const BackwardArgs& args, int64_t step, Type io, const StepwisePlan& plan,
+                    Stream stream) {
+  bool aligned = true;  // tensors that come from the caller
+  for (const void* pointer : {args.gates, args.cells, args.c0, args.grad_cells, args.grad_y, args.grad_h_n})
+    aligned = aligned && reinterpret_cast<std::uintptr_t>(pointer) % kAccessBytes == 0;
+  with_units(io, aligned ? plan.units : 1, [&]<class Traits>() {
+    launch("backward_cells", &lstm_backward_stepwise_kernel<Traits>,
+           launch_for_cells<Traits>(args.size, plan, stream), args, step);
   });
 }
 
-void seed_projected(const Sizes& size, const void* grad_y, const void* grad_h_n, void* grad_projected,
+void seed_projected(const KernelSizes& size, const void* grad_y, const void* grad_h_n, void* grad_projected,
                     Type io, Stream stream) {
   with_type(io, [&]<class IO>(IO) {
     launch("seed_projected", &seed_projected_kernel<IO>,
-           launch_for_all(size.directions * size.steps * size.batch * size.outputs, stream), size,
+           launch_strided(size.directions * size.steps * size.batch * size.outputs, stream), size,
            static_cast<const IO*>(grad_y), static_cast<const IO*>(grad_h_n),
            static_cast<IO*>(grad_projected));
   });
 }
 
-void seed_grad_h0(const Sizes& size, const void* grad_h_n, void* grad_h0, Type io, Stream stream) {
+void seed_grad_h0(const KernelSizes& size, const void* grad_h_n, void* grad_h0, Type io, Stream stream) {
   with_type(io, [&]<class IO>(IO) {
-    const int64_t items = size.directions * size.batch * size.outputs;
-    launch("seed_grad_h0", &seed_grad_h0_kernel<IO>, launch_for(items, 256, stream), size,
+    const int64_t elements = size.directions * size.batch * size.outputs;
+    launch("seed_grad_h0", &seed_grad_h0_kernel<IO>, launch_for(elements, kStepwiseThreads, stream), size,
            static_cast<const IO*>(grad_h_n), static_cast<IO*>(grad_h0));
   });
 }

@@ -1,5 +1,6 @@
 // The CUDA layer's Context on the host: no stream, a small device, products by plain loops. Sums are float64,
 // so that the accuracy tests see the rounding of the layer and not that of a library which is not here.
+#define FUSEDLSTM_EMULATED_DEVICE "emulation/device.h"
 #include "cuda/context.h"
 
 #include <atomic>

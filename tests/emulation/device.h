@@ -1,10 +1,12 @@
-// Host twins of the wrappers in csrc/cuda/device.cuh: same names, same signatures.
+// Host twins of the wrappers in csrc/cuda/device.cuh, with the same names and signatures. A source that names
+// this header in FUSEDLSTM_EMULATED_DEVICE gets them, and launch(), in their place.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
 #include "emulation/emulator.h"
+#include "emulation/launch.h"
 #include "emulation/numbers.h"
 
 #define __global__
@@ -106,8 +108,8 @@ inline float reciprocal_fast(float x) {
   return 1 / x;
 }
 
-// Whoever waits in vain is found by the scheduler long before.
-inline void give_up() {}
+// The scheduler finds a wait without end long before.
+inline void trap_on_timeout() {}
 
 inline uint32_t load_relaxed(const uint32_t* address) {
   uint32_t value;

@@ -5,7 +5,7 @@
 #include <tuple>
 #include <utility>
 
-#include "emulation/device.h"
+#include "cuda/launch.h"
 #include "emulation/emulator.h"
 
 namespace fusedlstm::cuda {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#define FUSEDLSTM_EMULATED_DEVICE "emulation/device.h"
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
 

@@ -48,7 +48,7 @@ void StoreBuffer::remove(std::size_t entry) {
   if (empty()) delist(machine().background);
 }
 
-void StoreBuffer::forget(uint32_t* address) {
+void StoreBuffer::drop(uint32_t* address) {
   if (empty()) return;
   if (const auto at = where_.find(address); at != where_.end()) remove(at->second);
 }
@@ -56,7 +56,7 @@ void StoreBuffer::forget(uint32_t* address) {
 void StoreBuffer::commit(std::size_t entry) {
   const auto [address, value, late] = entries_[entry];
   // Stores to one address keep their order: an older one must not come after this one.
-  for (StoreBuffer* buffer = outer; buffer; buffer = buffer->outer) buffer->forget(address);
+  for (StoreBuffer* buffer = outer; buffer; buffer = buffer->outer) buffer->drop(address);
   *address = value;
   remove(entry);
   machine().progressed();

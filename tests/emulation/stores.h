@@ -48,7 +48,7 @@ class StoreBuffer : public Background {
     bool late;  // goes to memory only when it must
   };
   void commit(std::size_t entry);
-  void forget(uint32_t* address);
+  void drop(uint32_t* address);
   void remove(std::size_t entry);
   void clear();
 

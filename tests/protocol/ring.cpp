@@ -20,10 +20,10 @@ enum class Fault {
   no_acquire,
   no_barrier_after_products,
   no_barrier_before_flag,
-  one_teller
+  one_producer
 };
 
-constexpr int kWarps = 2, kSteps = 12, kChunks = 2;  // a term is told by each warp of each block
+constexpr int kWarps = 2, kSteps = 12, kChunks = 2;  // each warp of each block publishes a term
 
 struct Group {
   explicit Group(int blocks)
@@ -34,7 +34,7 @@ struct Group {
   std::unique_ptr<std::atomic<unsigned>[]> flags;
 };
 
-unsigned told(unsigned sum, int block, int warp) {
+unsigned published(unsigned sum, int block, int warp) {
   return sum * 1664525u + static_cast<unsigned>(block * kWarps + warp);
 }
 
@@ -48,13 +48,13 @@ unsigned run(Group& group, int blocks, int block, int warp, std::barrier<>& barr
   };
   const int first = blocks * warp / kWarps, last = blocks * (warp + 1) / kWarps - 1;
   unsigned result = 0;
-  for (int chunk = 0; chunk < kChunks; ++chunk) slot(0, chunk, block, warp) = told(1, block, warp);
+  for (int chunk = 0; chunk < kChunks; ++chunk) slot(0, chunk, block, warp) = published(1, block, warp);
   barrier.arrive_and_wait();
   if (warp == 0) group.flags[block].store(kChunks, std::memory_order_release);
   for (int step = 0; step < kSteps; ++step) {
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       const auto count = static_cast<unsigned>(step * kChunks + chunk + 1);
-      for (int other = first; other <= (fault == Fault::one_teller ? first : last); ++other) {
+      for (int other = first; other <= (fault == Fault::one_producer ? first : last); ++other) {
         while (group.flags[other].load(std::memory_order_relaxed) < count) std::this_thread::yield();
         if (fault != Fault::no_acquire) (void)group.flags[other].load(std::memory_order_acquire);
       }
@@ -65,7 +65,7 @@ unsigned run(Group& group, int blocks, int block, int warp, std::barrier<>& barr
       if (fault != Fault::no_barrier_after_products) barrier.arrive_and_wait();
       unsigned total = 0;
       for (int from = 0; from < kWarps; ++from) total += partials[from];
-      slot(step + 1, chunk, block, warp) = told(total, block, warp);
+      slot(step + 1, chunk, block, warp) = published(total, block, warp);
       result += total;
       if (fault != Fault::no_barrier_before_flag) barrier.arrive_and_wait();
       if (warp == 0)
@@ -97,11 +97,11 @@ unsigned expected(int blocks) {
   unsigned result = 0;
   for (int chunk = 0; chunk < kChunks; ++chunk) {
     unsigned total = 0;
-    for (int i = 0; i < blocks * kWarps; ++i) total += told(1, i / kWarps, i % kWarps);
+    for (int i = 0; i < blocks * kWarps; ++i) total += published(1, i / kWarps, i % kWarps);
     for (int step = 0; step < kSteps; ++step) {
       result += total;
       unsigned next = 0;
-      for (int i = 0; i < blocks * kWarps; ++i) next += told(total, i / kWarps, i % kWarps);
+      for (int i = 0; i < blocks * kWarps; ++i) next += published(total, i / kWarps, i % kWarps);
       total = next;
     }
   }
@@ -117,7 +117,7 @@ int main(int argc, char** argv) {
                                "no_acquire",
                                "no_barrier_after_products",
                                "no_barrier_before_flag",
-                               "one_teller"};
+                               "one_producer"};
   const int blocks = argc > 1 ? std::atoi(argv[1]) : 4;
   const char* const wanted = argc > 2 ? argv[2] : names[0];
   for (int fault = 0; fault < 7; ++fault) {

@@ -1,0 +1,252 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <stdexcept>
+
+namespace fusedlstm::cuda {
+namespace {
+
+constexpr int64_t ceil_divide(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// What one step of a persistent kernel takes, in cycles of a multiprocessor.
+struct PersistentCost {
+  double data, flag;                    // what every step takes, by the signal
+  double update_pass;                   // for each update pass after the first
+  double product;                       // of a weight tile with a row tile
+  double data_kilobyte, flag_kilobyte;  // of the state that a block reads
+};
+
+// The model's constants, measured on an H200 whose host takes long to launch a kernel: rows of
+// benchmarks/results/h200/{launches,tiers,calibration}.jsonl. Other GPUs are assumed to need as many cycles.
+struct Model {
+  // Instructions of a thread that do not depend on its units (indices, row lengths), and those of one unit
+  // (five exponentials and about forty others), counted in the SASS of stepwise_forward.cu for sm_90.
+  int64_t instructions_per_thread = 40, instructions_per_unit = 50;
+
+  // The host's time to launch a cuBLAS product (backward, cuBLAS often needs a second kernel, which adds up
+  // partial sums) and a kernel: 9.3 to 17 us and 4.9 us (launches.jsonl). Most steps took 20 to 29 us in all
+  // (tiers.jsonl).
+  double product_host_us = 15, product_backward_host_us = 22, kernel_host_us = 4.9;
+  // The shortest time of a step's product and of its kernel on the device (calibration.jsonl, "kernels":
+  // cuDNN's take 2.3 and 1.9 us at N 64, H 160), and the gap between two kernels ("launch", in a graph).
+  double product_us = 2.5, cells_us = 1.9, gap_us = 0.55;
+  double weight_bytes_per_us = 4.0e6;  // read from the L2 cache by a product
+  double cell_bytes_per_us = 3.0e6;
+  double product_flops_share = 0.5;  // of the tensor cores' rate in such products
+
+  // Fitted by nonnegative least squares to the durations of 80 forward and 78 backward launches
+  // (tiers.jsonl): 5 and 6% off on average, 19 and 26% at most.
+  PersistentCost forward{3450, 4860, 4920, 200, 71, 33}, backward{3890, 4370, 2710, 1180, 64, 25};
+  // Loading the weights onto the chip, and the kernels before the launch.
+  double launch_persistent_us = 20;
+};
+constexpr Model kModel;
+
+// Operations per cycle and multiprocessor of the tensor cores, 16-bit types with float32 sums, dense, that
+// mma.sync reaches: the datasheets' rates, and 62% of them on 9.0 (section "mma" of calibration.jsonl: 645
+// TFLOP/s), which later chips are assumed to share.
+double tensor_flops(int compute_capability) {
+  if (compute_capability >= 120) return 1024;
+  if (compute_capability >= 90) return 0.62 * 4096;
+  if (compute_capability >= 86) return 512;
+  return 2048;
+}
+
+double flops_per_cycle(const Problem& problem, const Limits& limits) {
+  const double rate = tensor_flops(limits.compute_capability);
+  if (io_bytes(problem.type) == 2) return rate;
+  return problem.type == Type::float32 && problem.tf32 ? rate / 2 : 256;
+}
+
+// Instructions that the busiest multiprocessor issues in one step.
+int64_t cost(const StepwisePlan& plan, const Limits& limits) {
+  const int64_t per_thread = kModel.instructions_per_thread + kModel.instructions_per_unit * plan.units;
+  return ceil_divide(plan.blocks, limits.multiprocessors) * plan.threads * per_thread;
+}
+
+StepwisePlan plan_stepwise(const Problem& problem, const Limits& limits) {
+  const int64_t cells = problem.directions * problem.batch * problem.hidden;
+  const int widest = static_cast<int>(kAccessBytes / compute_bytes(problem.type));
+  const bool projected = problem.outputs != problem.hidden;
+  StepwisePlan best{};
+  for (const int units : {widest, 1}) {
+    if (problem.hidden % units) continue;
+    for (const int threads : {kStepwiseThreads, 128, 64}) {
+      const StepwisePlan plan{.units = units,
+                              .threads = threads,
+                              .blocks = ceil_divide(cells / units, threads),
+                              .registers = kStepwiseRegisters,
+                              .launches_per_step = projected ? 3 : 2};
+      if (threads > limits.threads_per_multiprocessor ||
+          threads * plan.registers > limits.registers_per_multiprocessor)
+        continue;
+      // Wide accesses and large blocks come first: others win only where they spread the work better.
+      if (best.threads == 0 || cost(plan, limits) < cost(best, limits)) best = plan;
+    }
+  }
+  if (best.threads == 0) throw std::invalid_argument("plan: the device takes no block of 64 threads");
+  return best;
+}
+
+// Bytes that a cell of a step moves from and to memory.
+double cell_bytes(const Problem& problem) {
+  const int64_t io = io_bytes(problem.type), compute = compute_bytes(problem.type);
+  return static_cast<double>(problem.pass == Pass::forward ? 9 * compute + io : 7 * compute + 5 * io);
+}
+
+double stepwise_us(const Problem& problem, const StepwisePlan& plan, const Limits& limits) {
+  const double cells = static_cast<double>(problem.directions * problem.batch * problem.hidden);
+  const double weights = 4.0 * problem.directions * problem.hidden * problem.outputs * io_bytes(problem.type);
+  const double flops = 8.0 * cells * problem.outputs;
+  const double rate = kModel.product_flops_share * flops_per_cycle(problem, limits) * limits.multiprocessors *
+                      limits.clock_ghz * 1e3;
+  const double product = kModel.product_us + std::max(weights / kModel.weight_bytes_per_us, flops / rate);
+  const double update = kModel.cells_us + cells * cell_bytes(problem) / kModel.cell_bytes_per_us;
+  const int products = plan.launches_per_step - 1;
+  const double product_host =
+      problem.pass == Pass::forward ? kModel.product_host_us : kModel.product_backward_host_us;
+  return std::max(products * product_host + kModel.kernel_host_us,
+                  products * product + update + plan.launches_per_step * kModel.gap_us);
+}
+
+double persistent_us(const Problem& problem, const PersistentPlan& plan, const Limits& limits) {
+  const bool forward = problem.pass == Pass::forward, flag = plan.signal == Signal::flag;
+  const PersistentCost& cost = forward ? kModel.forward : kModel.backward;
+  const double kilobytes =
+      static_cast<double>(plan.rows) * plan.k_blocks * kKBlockBytes * kPersistentWarps / 1000;
+  const double cycles = (flag ? cost.flag : cost.data) +
+                        cost.update_pass * (plan.chunks() * plan.update_passes - 1) +
+                        cost.product * (plan.rows / kRowTile) * plan.weight_tiles +
+                        (flag ? cost.flag_kilobyte : cost.data_kilobyte) * kilobytes;
+  return cycles / (limits.clock_ghz * 1e3) + kModel.launch_persistent_us / static_cast<double>(problem.steps);
+}
+
+// The fewest compiled k-blocks with which the warps cover all terms of a sum; 0 where none do.
+template <Pass pass>
+int k_blocks_for(const Problem& problem) {
+  const int64_t terms =
+      pass == Pass::forward ? problem.hidden : ceil_divide(problem.hidden, kUnitOctet) * kOctetTerms;
+  const int64_t needed = ceil_divide(terms * io_bytes(problem.type), kKBlockBytes * kPersistentWarps);
+  constexpr auto& compiled = kCompiledKBlocks<pass>;
+  const auto found = std::lower_bound(compiled.begin(), compiled.end(), needed);
+  return found == compiled.end() ? 0 : *found;
+}
+
+// The fastest of the persistent plans that fit, by the model.
+std::optional<PersistentPlan> plan_persistent(const Problem& problem, const Limits& limits, Signal signal) {
+  std::optional<PersistentPlan> best;
+  const bool has_kernels = problem.outputs == problem.hidden && limits.compute_capability >= 80 &&
+                           (io_bytes(problem.type) == 2 || (problem.type == Type::float32 && problem.tf32));
+  const int64_t row_tiles = ceil_divide(problem.batch, kRowTile);
+  // The flag of a block counts the chunks of all steps in 32 bits.
+  if (!has_kernels || problem.steps * row_tiles >= int64_t{1} << 31) return best;
+  const bool forward = problem.pass == Pass::forward;
+  const int k_blocks = forward ? k_blocks_for<Pass::forward>(problem) : k_blocks_for<Pass::backward>(problem);
+  if (k_blocks == 0) return best;
+
+  // A block has up to 8 shares of its direction's units: forward an octet, so that each warp updates one,
+  // backward a weight tile.
+  for (int shares = 1; shares <= kPersistentWarps; ++shares) {
+    const int weight_tiles = forward ? 2 * shares : shares;
+    const int64_t members = ceil_divide(problem.hidden, weight_tiles * units_of_tile(problem.pass));
+    const int64_t most_groups = limits.multiprocessors / (problem.directions * members);
+    for (int64_t groups = 1; groups <= std::min(most_groups, row_tiles); ++groups) {
+      const int64_t least = ceil_divide(row_tiles, groups);
+      for (int64_t chunk = std::min<int64_t>(least, kPersistentWarps / shares); chunk > 0; chunk /= 2) {
+        const int64_t group_tiles = ceil_divide(least, chunk) * chunk;
+        if (ceil_divide(row_tiles, group_tiles) != groups) continue;  // fewer groups have room for all rows
+        const PersistentPlan plan{.groups = static_cast<int>(groups),
+                                  .rows = static_cast<int>(group_tiles * kRowTile),
+                                  .members = static_cast<int>(members),
+                                  .weight_tiles = weight_tiles,
+                                  .k_blocks = k_blocks,
+                                  .register_fragments = register_fragments_beside(problem.pass, k_blocks),
+                                  .row_tiles_per_chunk = static_cast<int>(chunk),
+                                  .update_passes = forward || 2 * shares * chunk <= kPersistentWarps ? 1 : 2,
+                                  .signal = signal,
+                                  .pass = problem.pass};
+        if (shared_bytes(plan) > limits.shared_memory) continue;
+        if (!best || persistent_us(problem, plan, limits) < persistent_us(problem, *best, limits))
+          best = plan;
+      }
+    }
+  }
+  return best;
+}
+
+std::string format(const char* pattern, auto... values) {
+  char text[256];
+  std::snprintf(text, sizeof text, pattern, values...);
+  return text;
+}
+
+}  // namespace
+
+KernelPlan make_plan(const Problem& problem, const Limits& limits, StrategyChoice choice) {
+  // Indices inside one step are 32-bit; the largest is that of a gate.
+  constexpr int64_t kMaxGates = (int64_t{1} << 31) - 1;
+  const int64_t gates = 4 * problem.directions * problem.batch * problem.hidden;
+  if (gates > kMaxGates)
+    throw std::invalid_argument("plan: directions * batch * 4 * hidden_size must be below 2^31, got " +
+                                std::to_string(gates) + "; split the batch");
+  if (problem.steps > kMaxGates)
+    throw std::invalid_argument("plan: steps must be below 2^31, got " + std::to_string(problem.steps) +
+                                "; split the sequence");
+  const StepwisePlan stepwise = plan_stepwise(problem, limits);
+  KernelPlan plan{.strategy = Strategy::stepwise,
+                  .stepwise = stepwise,
+                  .persistent = std::nullopt,
+                  .stepwise_us = stepwise_us(problem, stepwise, limits),
+                  .persistent_us = 0,
+                  .reason = "asked for"};
+  if (choice == StrategyChoice::stepwise) return plan;
+  std::optional<PersistentPlan> persistent = plan_persistent(
+      problem, limits, choice == StrategyChoice::persistent_flags ? Signal::flag : Signal::data);
+  if (persistent && choice == StrategyChoice::fastest) {
+    const std::optional<PersistentPlan> flags = plan_persistent(problem, limits, Signal::flag);
+    if (persistent_us(problem, *flags, limits) < persistent_us(problem, *persistent, limits))
+      persistent = flags;
+  }
+  if (!persistent) {
+    plan.reason = "no persistent kernel takes this layer on this device";
+    return plan;
+  }
+  plan.persistent_us = persistent_us(problem, *persistent, limits);
+  if (choice == StrategyChoice::fastest) plan.reason = "predicted to be faster";
+  if (choice == StrategyChoice::fastest && plan.persistent_us >= plan.stepwise_us) return plan;
+  plan.strategy = Strategy::persistent;
+  plan.persistent = persistent;
+  return plan;
+}
+
+std::optional<StrategyChoice> strategy_named(const std::string& name) {
+  if (name == "fastest") return StrategyChoice::fastest;
+  if (name == "stepwise") return StrategyChoice::stepwise;
+  if (name == "persistent") return StrategyChoice::persistent;
+  if (name == "persistent_flags") return StrategyChoice::persistent_flags;
+  return std::nullopt;
+}
+
+std::string to_string(const KernelPlan& plan) {
+  std::string text = "KernelPlan(";
+  if (plan.strategy == Strategy::persistent) {
+    const PersistentPlan& p = *plan.persistent;
+    text += format(
+        "strategy=persistent, groups=%d, rows=%d, members=%d, weight_tiles=%d, k_blocks=%d, "
+        "row_tiles_per_chunk=%d, signal=%s, shared_bytes=%lld",
+        p.groups, p.rows, p.members, p.weight_tiles, p.k_blocks, p.row_tiles_per_chunk,
+        p.signal == Signal::flag ? "flag" : "data", static_cast<long long>(shared_bytes(p)));
+  } else {
+    const StepwisePlan& s = plan.stepwise;
+    text += format("strategy=stepwise, units=%d, threads=%d, blocks=%lld, registers=%d, launches_per_step=%d",
+                   s.units, s.threads, static_cast<long long>(s.blocks), s.registers, s.launches_per_step);
+  }
+  text += format(", stepwise_us=%.2f", plan.stepwise_us);
+  if (plan.persistent_us > 0) text += format(", persistent_us=%.2f", plan.persistent_us);
+  return text + ", reason=\"" + plan.reason + "\")";
+}
+
+}  // namespace fusedlstm::cuda

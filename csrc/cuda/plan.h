@@ -1,0 +1,112 @@
+// Which kernels run one layer on a GPU and how they share its work: pure arithmetic on the problem and on
+// the device's limits, so that the choice for any GPU can be printed and tested where there is none.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "../cell.h"
+#include "traits.h"
+
+namespace fusedlstm::cuda {
+
+struct Problem {
+  int64_t steps, batch, hidden, outputs, directions;  // T, N, H, P (= H without a projection), D
+  Type type;
+  bool tf32 = false;  // whether products of float32 may be TF32
+  Pass pass = Pass::forward;
+};
+
+struct Limits {
+  int multiprocessors;
+  int threads_per_multiprocessor;
+  int registers_per_multiprocessor;
+  int shared_memory = 0;       // bytes that one block can have
+  int compute_capability = 0;  // 10 * major + minor
+  double clock_ghz = 1.0;
+};
+
+enum class Strategy {
+  stepwise,    // a product and a kernel for each step
+  persistent,  // one launch for all steps, with the weights on the chip
+};
+
+// Of the kernel that updates all cells of a step.
+struct StepwisePlan {
+  int units;    // of a thread: as many as fit kAccessBytes, or one
+  int threads;  // of a block
+  int64_t blocks;
+  int registers;  // of a thread, at most: the compile gate holds the kernels to it
+  int launches_per_step;
+};
+
+// The blocks of a group share the units of one direction and run its rows of the batch. Groups exchange
+// nothing.
+struct PersistentPlan {
+  int groups;               // of rows of the batch
+  int rows;                 // of a group, a multiple of kRowTile * row_tiles_per_chunk
+  int members;              // blocks of a group
+  int weight_tiles;         // of a block
+  int k_blocks;             // of the state that each warp multiplies
+  int register_fragments;   // fragments of weights in registers
+  int row_tiles_per_chunk;  // a block multiplies and updates a chunk between two barriers
+  int update_passes;        // in which the 8 warps update a chunk, a tile of cells each: backward 1 or 2
+  Signal signal;
+  Pass pass;
+
+  constexpr int chunks() const { return rows / kRowTile / row_tiles_per_chunk; }
+  constexpr int64_t blocks(int64_t directions) const { return directions * groups * members; }
+  constexpr bool operator==(const PersistentPlan&) const = default;
+};
+
+// Dynamic shared memory of a block of a persistent kernel: the elements of its parts, in their order. The
+// plan counts in 64 bits, for batches that do not fit, the kernels in 32.
+template <class Int>
+struct SharedLayout {
+  // float4 [row tile of a chunk][weight tile][warp][lane]
+  static FUSEDLSTM_HOST_DEVICE constexpr Int partials(Int row_tiles_per_chunk, Int weight_tiles) {
+    return row_tiles_per_chunk * weight_tiles * kThreads;
+  }
+  // float2 [chunk][update pass][thread]: c_t of two rows, backward its gradient
+  static constexpr int kStatesOfPass = kThreads;
+  // float [update pass][gate][thread]; forward does not use it, but the plans were measured with it
+  static FUSEDLSTM_HOST_DEVICE constexpr Int grad_bias(Int update_passes) {
+    return update_passes * 4 * kThreads;
+  }
+  // uint4 [fragment beyond the registers][warp][row g, row g + 8][lane]
+  static constexpr Int weights(Int fragments) { return fragments > 0 ? fragments * 2 * kThreads : 0; }
+
+  static constexpr Int bytes(const PersistentPlan& plan) {
+    return 16 * partials(plan.row_tiles_per_chunk, plan.weight_tiles) +
+           8 * plan.chunks() * plan.update_passes * Int{kStatesOfPass} + 4 * grad_bias(plan.update_passes) +
+           16 * weights(plan.weight_tiles * plan.k_blocks - plan.register_fragments);
+  }
+};
+constexpr int64_t shared_bytes(const PersistentPlan& plan) {
+  return SharedLayout<int64_t>::bytes(plan);
+}
+
+struct KernelPlan {
+  Strategy strategy;
+  StepwisePlan stepwise;  // also used where the device turns out not to take the persistent launch
+  std::optional<PersistentPlan> persistent;  // for that strategy
+  // Predicted time of a step by each strategy; persistent_us is 0 where no persistent kernel fits.
+  double stepwise_us, persistent_us;
+  std::string reason;
+};
+
+// StrategyChoice::fastest leaves the choice to the model; the others force a strategy, a persistent one where
+// it fits.
+enum class StrategyChoice { fastest, stepwise, persistent, persistent_flags };
+constexpr const char* kStrategyNames = "fastest, stepwise, persistent or persistent_flags";
+// Nothing for a name that is none of kStrategyNames.
+std::optional<StrategyChoice> strategy_named(const std::string& name);
+
+// Throws std::invalid_argument for a problem that no kernel can take.
+KernelPlan make_plan(const Problem& problem, const Limits& limits,
+                     StrategyChoice choice = StrategyChoice::fastest);
+
+std::string to_string(const KernelPlan& plan);
+
+}  // namespace fusedlstm::cuda
