@@ -232,6 +232,8 @@ def test_functional_form_equals_the_module(device):
         ValueError, match=r"weights must hold as many tensors for each of 2 layers x 2 directions, got 15"
     ):
         fusedlstm.lstm(x, hx, list(lstm.parameters())[1:], num_layers=2, bidirectional=True)
+    with pytest.raises(RuntimeError, match="c0 must have 1 or 2 directions, got 0"):
+        fusedlstm.lstm(x, (hx[0][:2], hx[1][:2]), list(lstm.parameters()), num_layers=2, bidirectional=True)
     with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
         fusedlstm.lstm(x, hx, list(lstm.parameters()), num_layers=0)
 
