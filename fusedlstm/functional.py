@@ -140,8 +140,8 @@ def _layers(hx: State, weights: Sequence[Tensor], num_layers: int, directions: i
             )
     if num_layers == 1:
         return [(*hx, weights)]
-    h0, c0 = (torch.split(state, directions) for state in hx)
-    return [(h0[n], c0[n], weights[n * each : (n + 1) * each]) for n in range(num_layers)]
+    parts = [(slice(n * directions, (n + 1) * directions), slice(n * each, (n + 1) * each)) for n in range(num_layers)]
+    return [(hx[0][states], hx[1][states], weights[own]) for states, own in parts]
 
 
 def _packed(

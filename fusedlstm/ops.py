@@ -23,7 +23,7 @@ _DEVICES = ("cpu", "meta", "cuda") if _C.build_info()["cuda"] else ("cpu", "meta
 
 
 class LayerOptions(NamedTuple):
-    """What a call says of its layers besides their tensors; the same for each of them.
+    """What a call passes to each of its layers besides input, states and weights.
 
     Attributes:
         lengths: steps of each sequence, int64 [N], 0 to T, on the device of the input; None means T for all.

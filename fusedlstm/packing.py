@@ -40,8 +40,8 @@ class Packing:
 
     def __init__(self, input: PackedSequence, N: int) -> None:
         sizes, steps = input.batch_sizes, input.data.shape[0]
-        T = sizes.shape[0]  # torch.export takes len() for a constant
-        # The sizes[t] packed entries of step t, which follow those of the steps before, belong at t * N of the padded.
+        T = sizes.shape[0]  # torch.export would make len() a constant
+        # The entries of step t begin at sizes[0] + .. + sizes[t - 1] in the packed data, at t * N in the padded.
         every_t, every_n, entries = (torch.arange(count, device=sizes.device) for count in (T, N, steps))
         shift = every_t * N - (sizes.cumsum(0) - sizes)
         places = entries + shift.repeat_interleave(sizes, output_size=steps)

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Iterator
 
-# Several test processes share the cores: a thread that waits for its team must sleep, for one that spins keeps the
-# core from the thread it waits for. Read when torch loads OpenMP, so it is set before.
+# Several test processes share the cores, so a waiting thread must sleep: if it spins, it keeps the core from the thread
+# that it waits for. OpenMP reads the variable when torch loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Without it torch warns of its own products on a GPU, and warnings are errors here. Read when cuBLAS starts.
+# Without it torch warns of its own products on a GPU, and warnings are errors here. cuBLAS reads it at its start.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import emulated
@@ -16,7 +16,7 @@ import torch
 
 from fusedlstm import _C
 
-# Runs are repeatable: the same examples every time, and no deadline on a machine that may be busy.
+# Runs are repeatable: the same examples every time. No deadline, since the machine may be busy.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("suite")
 
@@ -28,7 +28,7 @@ def _why_no_cuda() -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where a GPU is required (`make gpu`), only the tests that use one: the others need none and run in CI."""
+    """If a GPU is required (`make gpu`), keeps only the tests that use one; the others run in CI."""
     if os.environ.get("FUSEDLSTM_REQUIRE_CUDA") != "1":
         return
 
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def cuda() -> torch.device:
-    """The GPU; without one the test is skipped by name, or fails when one is required."""
+    """The GPU; without one the test is skipped, or fails if one is required."""
     if reason := _why_no_cuda():
         if os.environ.get("FUSEDLSTM_REQUIRE_CUDA") == "1":
             pytest.fail(f"FUSEDLSTM_REQUIRE_CUDA=1, but {reason}")
@@ -66,7 +66,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory() -> Iterator[None]:
-    """Uninitialised memory holds NaN, so that whatever is read before it is written shows in a result."""
+    """Fills uninitialised memory with NaN, so that reading it shows in a result."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -74,7 +74,7 @@ def _poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _full_float32() -> Iterator[None]:
-    """No TF32 on a GPU: its rounding makes of a difference in the last bit one in the tenth. Its tests turn it on."""
+    """No TF32 on a GPU, except in its own tests: it can turn a difference in the last bit into one in the tenth."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     yield

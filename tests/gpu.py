@@ -1,4 +1,4 @@
-"""The suite, the probes and compute-sanitizer on this machine's GPU, with a record of what was seen (`make gpu`).
+"""Runs the suite, the probes and compute-sanitizer on this machine's GPU and records the results (`make gpu`).
 
     python -m tests.gpu test | probes | sanitize | summary [--results FOLDER] [--commit HASH]
 
@@ -44,7 +44,7 @@ def counts(junit: Path) -> dict[str, int]:
 
 def write_part(record: Path, machine: dict[str, Any], name: str, part: dict[str, Any]) -> None:
     """Puts one part into a record; parts that another commit or machine wrote are dropped."""
-    with FileLock(Path(tempfile.gettempdir()) / "fusedlstm-gpu-record.lock"):  # parts run beside each other
+    with FileLock(Path(tempfile.gettempdir()) / "fusedlstm-gpu-record.lock"):  # the parts run concurrently
         old = json.loads(record.read_text()) if record.exists() else {}
         same = all(old.get(key) == value for key, value in machine.items())
         parts = (old["parts"] if same else {}) | {name: part}
@@ -67,7 +67,7 @@ def run_suite() -> dict[str, Any]:
 
 
 def run_probes() -> dict[str, Any]:
-    """The kernels that the emulator is tested with, without their faults: it and the GPU must agree."""
+    """The kernels that test the emulator, without their planted faults, must pass on the GPU too."""
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "probes"
         sources = sorted((ROOT / "tests/emulation").glob("probes*.cu"))
@@ -88,10 +88,10 @@ def run_sanitizers() -> dict[str, Any]:
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         sys.exit("gpu: compute-sanitizer must be on the PATH; it comes with the CUDA toolkit (bin/compute-sanitizer)")
-    # Without torch's cache of memory each tensor is an allocation of its own, whose end memcheck knows.
+    # Without torch's memory cache each tensor is an allocation of its own, whose bounds memcheck knows.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     runs = {}
-    for sanitizer in SANITIZERS:  # at once: each keeps a core busy and the GPU hardly
+    for sanitizer in SANITIZERS:  # concurrently: each keeps a core busy and hardly loads the GPU
         command = [tool, f"--tool={sanitizer}", "--error-exitcode=9", sys.executable, "-m", "tests.gpu", "small"]
         runs[sanitizer] = subprocess.Popen(command, cwd=ROOT, env=environment)
     failed = [sanitizer for sanitizer, run in runs.items() if run.wait()]

@@ -1,4 +1,4 @@
-"""Other programs' models made from an nn.LSTM's weights give what it gives."""
+"""Models of other engines, built from the weights of an nn.LSTM, give its results."""
 
 import copy
 import sys
@@ -108,7 +108,7 @@ def _cell(gates, c):
 
 
 def _flashrnn(Wx, R, b, states, function, backend, dtype):
-    """Stands in for the package's function: its README's equations and layouts, in torch."""
+    """Replaces the package's function by the equations and layouts of its README, in torch."""
     assert (function, backend, dtype) == ("lstm", "cuda_fused", "float32")
     N, T, _, heads, H = Wx.shape
     assert (R.shape, b.shape, states.shape) == ((4, heads, H, H), (4, heads, H), (2, N, 1, heads, H))
@@ -124,7 +124,7 @@ def _flashrnn(Wx, R, b, states, function, backend, dtype):
 
 
 class _HasteLSTM(nn.LSTM):
-    """Stands in for the package's LSTM: the interface of one layer around torch's."""
+    """Replaces the package's LSTM by torch's behind the same interface of one layer."""
 
     def from_native_weights(self, *weights):
         for name, weight in zip(self._flat_weights_names, weights, strict=True):

@@ -1,4 +1,4 @@
-"""What `make gpu` writes of a run, without a GPU."""
+"""The records that `make gpu` writes, tested without a GPU."""
 
 import json
 import subprocess

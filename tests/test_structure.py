@@ -71,7 +71,7 @@ def test_nothing_outside_the_tests_imports_them(folder):
 
 def test_importing_the_package_loads_no_extra():
     script = "import sys, fusedlstm; print(sorted({'numpy', 'safetensors', 'tqdm', 'onnxscript'} & set(sys.modules)))"
-    torch_alone = script.replace("fusedlstm", "torch")  # which takes numpy where it is installed
+    torch_alone = script.replace("fusedlstm", "torch")  # torch imports numpy if it is installed
     runs = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         for code in (script, torch_alone)

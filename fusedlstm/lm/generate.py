@@ -75,7 +75,7 @@ def sample(
     if length < 0:
         raise ValueError(f"length must be at least 0, got {length}")
     if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be a finite number above 0, got {temperature}; use top_k 1 for 0")
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature}; top_k 1 is the limit at 0")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}; leave it out to draw among all tokens")
     if not 0 <= seed < SEED_LIMIT:

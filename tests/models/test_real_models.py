@@ -16,14 +16,14 @@ pytestmark = [
 
 @pytest.fixture
 def _dtype(build):
-    """What a package makes without naming a dtype, parameters and states alike, is made in this one."""
+    """Sets the default dtype, in which packages make their parameters and states."""
     torch.set_default_dtype(torch.float32 if build in zoo.FLOAT32 else torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
 
 
 def _results(case):
-    """What the model gives, and the gradient of every parameter, always from the same seed."""
+    """The results of the model and the gradient of every parameter, always from the same seed."""
     torch.manual_seed(1)
     case.model.zero_grad()
     results = dict(case.run())
@@ -35,7 +35,7 @@ def _results(case):
 
 
 def _tolerances():
-    """assert_close's own, but for float64's absolute 1e-7: some gradients are not larger, and zeros round to 1e-17."""
+    """Those of assert_close, except float64's absolute 1e-7: some gradients are below it, and zeros round to 1e-17."""
     return {"rtol": 1e-7, "atol": 1e-12} if torch.get_default_dtype() == torch.float64 else {}
 
 
@@ -63,7 +63,7 @@ def test_equal_before_and_after_a_swap_and_back(build, training):
 
 
 def test_an_agent_learns_the_same():
-    """Rollouts, episodes that end in them and updates: an action chosen otherwise would change all that follows."""
+    """Rollouts, in which episodes end, and updates: one different action would change everything after it."""
     contrib = pytest.importorskip("sb3_contrib")
     weights = []
     for swap in (lambda model: model, fusedlstm.replace_lstm):

@@ -23,7 +23,7 @@ class Case:
     run: Callable[[], Mapping[str, Any]]  # results by name; "loss" is the one to differentiate
     lstms: int  # modules that replace_lstm has to change
     cells: int
-    training_only: tuple[str, ...] = ()  # parameters that have a part in training alone
+    training_only: tuple[str, ...] = ()  # parameters that are used only in training
 
 
 def awd_lstm() -> Case:
@@ -54,7 +54,7 @@ def encodec() -> Case:
     def run():
         codes, scales = model.encode(audio, bandwidth=3.0, return_dict=False)[:2]
         decoded = model.decode(codes, scales, return_dict=False)[0]
-        # Codes are integers and pass no gradient on: the encoder gets its own from what the codes are made of.
+        # Codes are integers without a gradient, so the encoder's comes from the values before quantisation.
         loss = F.mse_loss(decoded, audio) + model.encoder(audio).square().mean()
         return {"codes": codes, "decoded": decoded, "loss": loss}
 
@@ -118,7 +118,7 @@ def _tagger(rec_dropout: float, lstms: int, cells: int) -> Case:
         loss, tags = model(*inputs, word_orig_idx, sentlens, wordlens, text)
         return {"tags": tags, "loss": loss}
 
-    return Case(model, run, lstms, cells, training_only=("drop_replacement",))  # stands for words that are dropped
+    return Case(model, run, lstms, cells, training_only=("drop_replacement",))  # it replaces dropped words
 
 
 def tagger() -> Case:
@@ -158,7 +158,7 @@ def tacotron2() -> Case:
         # a CPU torch. Its Tacotron2 does not use it.
         patch.setitem(sys.modules, "torchaudio", ModuleType("torchaudio"))
         speechbrain = pytest.importorskip("speechbrain.lobes.models.Tacotron2")
-        # Its old names import themselves as soon as anything looks at the loaded modules, as hypothesis does.
+        # Its deprecated names are imported when anything inspects the loaded modules, as hypothesis does.
         for name, module in list(sys.modules.items()):
             if type(module).__name__ == "DeprecatedModuleRedirect":
                 del sys.modules[name]
@@ -186,7 +186,7 @@ def recurrent_policy() -> Case:
     policies = pytest.importorskip("sb3_contrib.common.recurrent.policies")
     spaces = pytest.importorskip("gymnasium.spaces")
     observation_space, action_space = spaces.Box(-1, 1, (3,)), spaces.Discrete(4)
-    # Not the package's own start, whose gradients are as small as the errors that assert_close allows in float32.
+    # With the package's own initial weights gradients are as small as the errors that assert_close allows in float32.
     sizes = {"lstm_hidden_size": 8, "ortho_init": False}
     model = policies.RecurrentActorCriticPolicy(observation_space, action_space, lambda _: 1e-3, **sizes)
     rows, steps = 2, 6
@@ -209,7 +209,7 @@ def recurrent_policy() -> Case:
 
 
 def _wake(model: nn.Module) -> None:
-    """Gives values to what a package starts from zero, for zeros let no gradient reach the LSTMs below."""
+    """Randomises what a package initialises to zero, since zeros let no gradient reach the LSTMs below."""
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.any():
