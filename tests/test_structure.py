@@ -133,6 +133,67 @@ def test_banned_words(path):
     assert not [word for word in [*BANNED, r"\bexit\("] if re.search(word, text)]
 
 
+# Names that the code once had, and what to say instead. Each stood for a term of the field, or for several things.
+# A word is looked for as a part of an identifier: kUntold is "k" and "untold".
+_PUBLISHING = "a block publishes, as in NCCL's LL protocol and Lamport's buffers"
+_BLOCKING = "the blocking of a product has BLIS's terms: MR, NR, MC, KC, NC, panels, depth"
+RETIRED = {
+    "csrc": {
+        **dict.fromkeys(["tell", "tells", "told", "teller"], _PUBLISHING),
+        "untold": "kEmpty is the sentinel of a slot's words",
+        **dict.fromkeys(["forget", "forgets"], "a word of a slot is cleared; forget is a gate"),
+        **dict.fromkeys(["announce", "announces"], "a block signals by its flag"),
+        **dict.fromkeys(["await", "awaits"], "a block waits for a flag"),
+        **dict.fromkeys(["confirm", "confirms"], "data are polled"),
+        "settle": "a thread fences",
+        "patience": "a wait has a spin limit",
+        "piece": _BLOCKING + "; a warp's part of a sum has k-blocks",
+        "pieces": _BLOCKING + "; a warp's part of a sum has k-blocks",
+        "incoming": "gradients of a layer's outputs are OutputGradients",
+        "rebuild": "users know it as recompute",
+    },
+    "csrc/cpu": {
+        "chunk": "so many steps are a time_block",
+        "chunks": "so many steps are a time_block",
+        **dict.fromkeys(["near", "room"], _BLOCKING + "; memory is a workspace"),
+        **dict.fromkeys(["turn", "turned"], "a matrix is transposed"),
+        **dict.fromkeys(["octet", "octets"], "units form unit blocks"),
+    },
+    "csrc/cuda": {
+        "wanted": "a strategy that is asked for is a StrategyChoice",
+        "work": "a call is a LayerCall",
+        "place": "a cell has coordinates",
+    },
+    "fusedlstm": {"rebuild": "users know it as recompute"},
+}
+
+
+def _words(path: Path) -> set[str]:
+    """The words of the identifiers in a source, in lower case, comments and text aside."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+        names |= {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+        names |= {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        names |= {node.arg for node in ast.walk(ast.parse(text)) if isinstance(node, ast.arg)}
+    else:
+        names = set(re.findall(r"[A-Za-z_]\w*", re.sub(r'//.*|"(?:[^"\\]|\\.)*"', "", text)))
+    return {word.lower() for name in names for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
+
+
+@pytest.mark.parametrize("folder", RETIRED)
+def test_retired_names_stay_retired(folder):
+    files = [path for path in [*SOURCES, *MODULES] if path.is_relative_to(ROOT / folder)]
+    found = [
+        f'{path.relative_to(ROOT)}: "{word}"; {reason}'
+        for path in files
+        for word, reason in RETIRED[folder].items()
+        if word in _words(path)
+    ]
+    assert files
+    assert not found, "\n".join(found)
+
+
 def test_every_source_is_built():
     listed = (ROOT / "setup.py").read_text()
     missing = [path for path in SOURCES if path.suffix in (".cpp", ".cu") and str(path.relative_to(ROOT)) not in listed]
