@@ -46,6 +46,28 @@ struct CellTile {
   int octet, row;
 };
 
+// The results of rows without steps, and first_gates of rows whose first step a reset precedes.
+template <class IO, class TileAt>
+__device__ __forceinline__ void init_results(const PersistentBackwardArgs& args, const Slice& slice,
+                                             const TileAt& tile_at, int chunks, int first_unit) {
+  const PersistentPlan& plan = args.plan;
+  const int64_t H = args.size.hidden;
+  const int lane = lane_index();
+  for (int chunk = 0; chunk < chunks; ++chunk)
+    for (int pass = 0; pass < plan.update_passes; ++pass) {
+      const CellTile tile = tile_at(pass);
+      const int64_t unit = first_unit + tile.octet * kUnitOctet + lane / 4;
+      for (int r = 0; r < 2; ++r) {
+        const int row = (chunk * plan.row_tiles_per_chunk + tile.row) * kRowTile + lane % 4 * 2 + r;
+        if (tile.row < 0 || row >= slice.row_count || unit >= H) continue;
+        const int64_t n = slice.d * args.size.batch + slice.first_row + row;
+        const auto* const grad_c_n = static_cast<const IO*>(args.grad_c_n);
+        static_cast<IO*>(args.grad_c0)[n * H + unit] = grad_c_n ? grad_c_n[n * H + unit] : IO{};
+        store_gates<IO>(args.first_gates, n, H, unit, Gates<float>{});
+      }
+    }
+}
+
 // Loads one cell and uses nothing of it.
 template <class IO>
 __device__ __forceinline__ Cell<IO> load_cell(const PersistentBackwardArgs& args, const Slice& slice,
@@ -148,6 +170,21 @@ __device__ __forceinline__ void sum_bias(const PersistentBackwardArgs& args, con
   }
 }
 
+// The blocks that publish terms [begin, end) of the state, which a warp multiplies.
+struct Producers {
+  int first, last;
+  bool any;  // false for a warp whose terms are all padding
+
+  __device__ __forceinline__ Producers(const PersistentPlan& plan, int64_t H, int begin, int end) {
+    const int first_unit = begin / kOctetTerms * kUnitOctet,
+              last_unit = (end - 1) / kOctetTerms * kUnitOctet + kUnitOctet - 1,
+              end_unit = last_unit < H ? last_unit + 1 : static_cast<int>(H);
+    any = first_unit < end_unit;
+    first = first_unit / (plan.weight_tiles * kTileUnits);
+    last = (end_unit - 1) / (plan.weight_tiles * kTileUnits);
+  }
+};
+
 // Multiplies a chunk of a state by the block's weights.
 template <class Traits>
 __device__ __forceinline__ void multiply_state(const PersistentBackwardArgs& args, const Ring<Traits>& ring,
@@ -227,30 +264,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   };
 
-  // The results of rows without steps, and first_gates of rows whose first step a reset precedes.
-  for (int chunk = 0; chunk < chunks; ++chunk)
-    for (int pass = 0; pass < plan.update_passes; ++pass) {
-      const CellTile tile = tile_at(pass);
-      const int64_t unit = first_unit + tile.octet * kUnitOctet + lane / 4;
-      for (int r = 0; r < 2; ++r) {
-        const int row = (chunk * plan.row_tiles_per_chunk + tile.row) * kRowTile + lane % 4 * 2 + r;
-        if (tile.row < 0 || row >= slice.row_count || unit >= H) continue;
-        const int64_t n = slice.d * size.batch + slice.first_row + row;
-        const auto* const grad_c_n = static_cast<const IO*>(args.grad_c_n);
-        static_cast<IO*>(args.grad_c0)[n * H + unit] = grad_c_n ? grad_c_n[n * H + unit] : IO{};
-        store_gates<IO>(args.first_gates, n, H, unit, Gates<float>{});
-      }
-    }
-
+  init_results<IO>(args, slice, tile_at, chunks, first_unit);
   const Weights<Traits> weights(args.weights, slice.d * plan.members + slice.member, plan.weight_tiles,
                                 bias_sums + Layout::grad_bias(plan.update_passes));
 
-  constexpr int kTerms = Traits::kWarpTerms;
-  const int begin = warp * kTerms / kOctetTerms * kUnitOctet;
-  const int last = ((warp + 1) * kTerms - 1) / kOctetTerms * kUnitOctet + kUnitOctet - 1;
-  const int end = last < H ? last + 1 : static_cast<int>(H);
-  const int first_producer = begin / (plan.weight_tiles * kTileUnits),
-            last_producer = (end - 1) / (plan.weight_tiles * kTileUnits);
+  const Producers producers(plan, H, warp * Traits::kWarpTerms, (warp + 1) * Traits::kWarpTerms);
 
   for (int done = 0; done < steps; ++done) {  // also the number of the state that the step publishes
     const int step = steps - 1 - done;
@@ -261,7 +279,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       Cell<IO> cells[2];
       load(step, first_tile, 0, cells);
       if (done > 0) {
-        if (begin < end) ring.wait(first_producer, last_producer, count - static_cast<uint32_t>(chunks));
+        if (producers.any) ring.wait(producers.first, producers.last, count - static_cast<uint32_t>(chunks));
         uint4 buffers[kBuffers<Traits>][1][kCount<Traits>];
         multiply_state(args, ring, weights, partials, buffers, done, first_tile);
       }

@@ -17,6 +17,19 @@ struct LaneCells {
   bool exists[2];
 };
 
+// The cells of a lane in rows `first_row` and the next of the group.
+__device__ __forceinline__ LaneCells lane_cells(const KernelSizes& size, const Slice& slice, int step,
+                                                int first_row, int unit, bool unit_exists) {
+  LaneCells cells;
+  for (int r = 0; r < 2; ++r) {
+    const int row = first_row + r;
+    cells.exists[r] = unit_exists && row < slice.row_count;
+    const auto n = static_cast<unsigned>(slice.first_row + (cells.exists[r] ? row : 0));
+    cells.at[r] = cell_at(size, step, static_cast<unsigned>(slice.d), n, static_cast<unsigned>(unit));
+  }
+  return cells;
+}
+
 template <class IO>
 __device__ __forceinline__ void load_bias(const PersistentForwardArgs& args, int d, int unit,
                                           bool unit_exists, float (&bias)[4]) {
@@ -145,14 +158,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   load_bias<IO>(args, slice.d, unit, unit_exists, bias);
 
   const auto cells_at = [&](int step, int row_tile) {
-    LaneCells cells;
-    for (int r = 0; r < 2; ++r) {
-      const int row = row_tile * kRowTile + lane % 4 * 2 + r;
-      cells.exists[r] = unit_exists && row < slice.row_count;
-      const auto n = static_cast<unsigned>(slice.first_row + (cells.exists[r] ? row : 0));
-      cells.at[r] = cell_at(size, step, static_cast<unsigned>(slice.d), n, static_cast<unsigned>(unit));
-    }
-    return cells;
+    return lane_cells(size, slice, step, row_tile * kRowTile + lane % 4 * 2, unit, unit_exists);
   };
   // Publishes the state before `step` of the cells `next`, where h is the state after the step before it.
   const auto publish = [&](int step, int row_tile, const LaneCells& next, const float (&h)[2]) {

@@ -8,8 +8,8 @@
 namespace fusedlstm::emulation {
 
 // Settings hold for later launches of the process.
-void set_seed(
-    uint64_t seed);  // the schedule; also restarts the count of launches, from which each gets its own
+// Also restarts the count of launches, from which each gets a schedule of its own.
+void set_seed(uint64_t seed);
 void set_multiprocessors(unsigned count);
 void set_blocks_per_multiprocessor(unsigned count);
 uint64_t launches();  // since the seed was set
