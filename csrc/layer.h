@@ -7,7 +7,6 @@
 #include <initializer_list>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "sizes.h"
@@ -87,7 +86,11 @@ inline SavedForBackward prepare(const SavedForBackward& saved, ScalarType io, Sc
   return {prepare(saved.y, io), prepare(saved.cells, compute), prepare(saved.gates, compute)};
 }
 
-// A layer's sizes and its tensors, dense: x and the states of one type, the weights of another.
+inline Sizes sizes_of(const LayerInputs& in) {
+  return {in.x.size(0), in.x.size(1), in.x.size(2), in.c0.size(2), in.h0.size(2), in.c0.size(0)};
+}
+
+// A layer's sizes and its tensors, dense: x and the states of one type, the weights of one of their own.
 struct Layer {
   Sizes size;
   bool biased, projected;
@@ -97,7 +100,7 @@ struct Layer {
 
   // `in` has been checked (check_inputs).
   Layer(const LayerInputs& in, ScalarType type, ScalarType weight_type)
-      : size{in.x.size(0), in.x.size(1), in.x.size(2), in.c0.size(2), in.h0.size(2), in.c0.size(0)},
+      : size(sizes_of(in)),
         biased(static_cast<int64_t>(in.weights.size()) / size.directions >= 4),
         projected(size.outputs != size.hidden),
         x(prepare(in.x, type)),
@@ -170,7 +173,7 @@ inline Sizes check_inputs(const LayerInputs& in) {
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
                       type == ScalarType::Half,
                   "input must be float32, float64, bfloat16 or float16");
-  const Sizes size{in.x.size(0), in.x.size(1), in.x.size(2), in.c0.size(2), in.h0.size(2), in.c0.size(0)};
+  const Sizes size = sizes_of(in);
   STD_TORCH_CHECK(size.directions == 1 || size.directions == 2, "c0 must have 1 or 2 directions, got ",
                   size.directions);
   check_shape("h0", in.h0, {size.directions, size.batch, size.outputs});

@@ -81,10 +81,8 @@ void bind_plan(pybind11::module_& m) {
           "signal", [](const PersistentPlan& p) { return p.signal == Signal::flag ? "flag" : "data"; })
       .def_property_readonly("shared_bytes", &shared_bytes);
   pybind11::class_<KernelPlan>(m, "KernelPlan", "Which kernels run a layer and how they share its work.")
-      .def_property_readonly("strategy",
-                             [](const KernelPlan& plan) {
-                               return plan.strategy == Strategy::stepwise ? "stepwise" : "persistent";
-                             })
+      .def_property_readonly(
+          "strategy", [](const KernelPlan& plan) { return plan.persistent ? "persistent" : "stepwise"; })
       .def_readonly("stepwise", &KernelPlan::stepwise)
       .def_readonly("persistent", &KernelPlan::persistent)
       .def_readonly("stepwise_us", &KernelPlan::stepwise_us)

@@ -1,4 +1,4 @@
-// Sizes of one layer and the direction of a call through it; no torch, no CUDA.
+// Sizes of one layer, the direction of a call through it, and their arithmetic; no torch, no CUDA.
 #pragma once
 
 #include <cstdint>
@@ -11,5 +11,9 @@ enum class Pass { forward, backward };
 struct Sizes {
   int64_t steps, batch, input, hidden, outputs, directions;
 };
+
+constexpr int64_t ceil_div(int64_t n, int64_t divisor) {
+  return (n + divisor - 1) / divisor;
+}
 
 }  // namespace fusedlstm

@@ -73,10 +73,10 @@ def lstm_layer(
         >>> y, h_n, c_n, _ = lstm_layer(x, state, state, [torch.randn(16, 3), torch.randn(16, 4)])
     """
     if x.device.type not in _DEVICES:
-        places = "the CPU or a CUDA GPU" if "cuda" in _DEVICES else "the CPU"
+        devices = "the CPU or a CUDA GPU" if "cuda" in _DEVICES else "the CPU"
         remedy = "reinstall fusedlstm with a CUDA toolkit" if x.is_cuda else "move the module and its input there"
         raise RuntimeError(
-            f"lstm: input must be on {places}, got {x.device}, for which this fusedlstm has no kernels; {remedy},"
+            f"lstm: input must be on {devices}, got {x.device}, for which this fusedlstm has no kernels; {remedy},"
             " or use nn.LSTM (fusedlstm.restore_lstm)"
         )
     if not autocasts(x, h0, c0, *weights):

@@ -44,17 +44,17 @@ class Packing:
         # The entries of step t begin at sizes[0] + .. + sizes[t - 1] in the packed data, at t * N in the padded.
         every_t, every_n, entries = (torch.arange(count, device=sizes.device) for count in (T, N, steps))
         shift = every_t * N - (sizes.cumsum(0) - sizes)
-        places = entries + shift.repeat_interleave(sizes, output_size=steps)
+        positions = entries + shift.repeat_interleave(sizes, output_size=steps)
         lengths = (sizes > every_n[:, None]).sum(1)
         device = input.data.device
-        self._places, self.lengths = (index.to(device, non_blocking=True) for index in (places, lengths))
+        self._positions, self.lengths = (index.to(device, non_blocking=True) for index in (positions, lengths))
         self._shape = T, N
 
     def pad(self, data: Tensor) -> Tensor:
         """[S, I] as [T, N, I], zero past the end of a sequence."""
         T, N = self._shape
-        return data.new_zeros(T * N, data.shape[1]).index_copy(0, self._places, data).view(T, N, data.shape[1])
+        return data.new_zeros(T * N, data.shape[1]).index_copy(0, self._positions, data).view(T, N, data.shape[1])
 
     def pack(self, padded: Tensor) -> Tensor:
         """[T, N, I] as [S, I]."""
-        return padded.flatten(0, 1).index_select(0, self._places)
+        return padded.flatten(0, 1).index_select(0, self._positions)

@@ -2,8 +2,8 @@
 //
 // Sizes: T steps, N rows of the batch, I inputs, H hidden units, P outputs of a step (P = H without a
 // projection). Every tensor is row-major, and step t + 1 begins N rows after step t. A stride counts elements
-// from one row of the batch to the next. Gates are ordered i, f, g, o. T is the type that is computed in, W
-// that of the weights.
+// from one row of the batch to the next. Gates are ordered i, f, g, o. As type names T is the compute type
+// and W that of the stored weights.
 #pragma once
 
 #include <cstdint>
@@ -46,7 +46,7 @@ struct ForwardArgs {
   T* gates;             // [gates_steps, N, 4H]  step t is at t % gates_steps
   int64_t gates_steps;  //              T, or the plan's time block
   int64_t gates_stride;
-  bool keep_gates;     // write the activated gates; without it and with input_in_step `gates` is not used
+  bool keep_gates;  // write the activated gates; without it `gates` is workspace, unused with input_in_step
   bool input_in_step;  // multiply x with W_ih in each step, not for a time block before its first step
   bool recompute;      // y is given, not written: only gates and cells are computed
   T* y;                // [T, N, P]    written for the active rows of a step
@@ -81,10 +81,9 @@ struct BackwardArgs {
   int64_t y_stride;      // of y and grad_y
   int64_t cells_stride;  // of cells and grad_cells
   // Results; null: not computed. With T = 0 only grad_c0 and grad_h0 are set.
-  T* grad_c0;           // [N, H]     holds the gradient of c_n on entry
-  T* grad_x;            // [T, N, I]
-  bool adds_to_grad_x;  // grad_x holds the gradient of the other direction on entry
-  T* grad_h0;           // [N, P]
+  T* grad_c0;  // [N, H]     holds the gradient of c_n on entry
+  T* grad_x;   // [T, N, I]  with `reverse` added to what is there, the other direction's
+  T* grad_h0;  // [N, P]
   T* grad_weight_ih;
   T* grad_weight_hh;
   T* grad_weight_hr;

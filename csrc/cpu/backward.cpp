@@ -120,8 +120,8 @@ class BackwardThread {
       if (unpacked)
         k_.pack_panels(row_pointers(unpacked + column, depth, columns).data(), depth, columns - column,
                        {0, end - begin}, part);
-      k_.gemm(a + row.begin * depth, depth, row.end - row.begin, part, std::min(end * NR, columns) - column,
-              depth, kc, adds, out + row.begin * columns + column, columns);
+      k_.gemm(a + row.begin * depth, row.end - row.begin, part, std::min(end * NR, columns) - column, depth,
+              kc, adds, out + row.begin * columns + column, columns);
       if (!unpacked) part += nc_panels * NR * depth;
     }
   }
@@ -168,7 +168,7 @@ class BackwardThread {
               workspace_.grad_gates_next + rows.begin * G());
     if (args_.grad_x)
       gemm(workspace_.grad_gates, G(), (time_block.end - time_block.begin) * N, workspace_.panels_ih,
-           s_.input, kKC, args_.adds_to_grad_x, args_.grad_x + time_block.begin * N * s_.input,
+           s_.input, kKC, args_.reverse, args_.grad_x + time_block.begin * N * s_.input,
            packs_in_gemm() ? args_.weight_ih : nullptr);
   }
 

@@ -10,7 +10,6 @@
 namespace fusedlstm::cpu {
 namespace {
 
-using torch::stable::copy_;
 using torch::stable::new_empty;
 using torch::stable::new_zeros;
 
@@ -59,7 +58,7 @@ struct LayerCall {
   Schedule schedule;
   ThreadPlan plan;
 
-  // The forward pass reads 16-bit weights as they are; the backward pass transposes them, widened.
+  // The forward pass reads 16-bit weights as they are stored. The backward pass widens them.
   LayerCall(const LayerInputs& in, Pass pass)
       : layer(in, compute_type(in.x), pass == Pass::forward ? in.x.scalar_type() : compute_type(in.x)),
         schedule(layer),
@@ -207,7 +206,6 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
                  .cells_stride = D * H,
                  .grad_c0 = pointer<T>(out.c0) + d * N * H,
                  .grad_x = needed.x ? pointer<T>(out.x) : nullptr,
-                 .adds_to_grad_x = d == 1,
                  .grad_h0 = needed.h0 ? pointer<T>(out.h0) + d * N * P : nullptr,
                  .grad_weight_ih = weight_gradient(at.ih),
                  .grad_weight_hh = weight_gradient(at.hh),

@@ -1,4 +1,4 @@
-// How the threads of a call share a layer on the CPU: a pure function of its sizes.
+// How the threads of a call share a layer on the CPU: a pure function of sizes, threads and pass.
 #pragma once
 
 #include <cstdint>

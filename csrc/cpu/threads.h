@@ -76,9 +76,6 @@ class Barrier {
   alignas(64) std::atomic<uint32_t> phase_{0};
 };
 
-inline int64_t ceil_div(int64_t n, int64_t divisor) {
-  return (n + divisor - 1) / divisor;
-}
 inline int64_t round_up(int64_t n, int64_t multiple) {
   return ceil_div(n, multiple) * multiple;
 }

@@ -9,13 +9,13 @@ namespace {
 using torch::stable::new_zeros;
 
 // Whether the device has taken the launch.
-bool launch_persistent(const LayerCall& call, const OutputGradients& grads, const SavedForBackward& saved,
-                       const Tensor& weight_hh, RecurrenceGradients& out) {
+bool try_persistent(const LayerCall& call, const OutputGradients& grads, const SavedForBackward& saved,
+                    const Tensor& weight_hh, RecurrenceGradients& out) {
   const auto& [T, N, I, H, P, D] = call.layer.size;
   const PersistentMemory memory(call, weight_hh);
   const Tensor bias = call.new_compute({D, call.plan.persistent->groups, 4 * H});
   out.c0 = call.new_io({D, N, H});
-  out.first_gates = call.new_io({D, N, 4 * H});
+  out.grad_gates_first = call.new_io({D, N, 4 * H});
   const bool launched = backward_persistent({.size = call.kernel_sizes,
                                              .plan = *call.plan.persistent,
                                              .exchange = memory.exchange,
@@ -30,7 +30,7 @@ bool launch_persistent(const LayerCall& call, const OutputGradients& grads, cons
                                              .grad_c0 = out.c0.data_ptr(),
                                              .grad_gates = out.gates.data_ptr(),
                                              .grad_bias = pointer<float>(bias),
-                                             .first_gates = out.first_gates.data_ptr()},
+                                             .grad_gates_first = out.grad_gates_first.data_ptr()},
                                             call.type(), call.stream());
   if (launched) out.bias = bias;
   return launched;
@@ -42,7 +42,7 @@ void run_stepwise(const LayerCall& call, const OutputGradients& grads, const Sav
   const auto& [T, N, I, H, P, D] = layer.size;
   const Tensor grad_c =
       grads.c_n ? call.converted(*grads.c_n, call.compute) : new_zeros(layer.x, {D, N, H}, call.compute);
-  out.first_gates = new_zeros(layer.x, {D, N, 4 * H});
+  out.grad_gates_first = new_zeros(layer.x, {D, N, 4 * H});
   const Tensor grad_h = call.new_compute({D, N, H});
   std::optional<Tensor> weight_hr;
   if (layer.projected) {
@@ -62,9 +62,9 @@ void run_stepwise(const LayerCall& call, const OutputGradients& grads, const Sav
                     .grad_h_t = nullptr,
                     .grad_c_t = grad_c.data_ptr(),
                     .grad_gates = out.gates.data_ptr(),
-                    .grad_gates_step = out.first_gates.data_ptr(),
+                    .grad_gates_step = out.grad_gates_first.data_ptr(),
                     .unprojected = pointer<void>(out.unprojected)};
-  // Adds to what the outputs alone give with a projection.
+  // With a projection the product is added to out.projected, which holds the part from the outputs.
   Product gates_to_hidden{.m = N,
                           .n = P,
                           .k = 4 * H,
@@ -79,7 +79,7 @@ void run_stepwise(const LayerCall& call, const OutputGradients& grads, const Sav
   for (int64_t step = T - 1; step >= 0; --step) {
     void* const projected = layer.projected ? call.at(*out.projected, step * N * P) : nullptr;
     if (layer.projected) gates_to_hidden.c = projected;
-    const bool follows = step < T - 1;  // nothing comes from behind the last step
+    const bool follows = step < T - 1;  // no step follows the last one
     if (follows) call.context.multiply(gates_to_hidden);
     if (layer.projected)
       call.context.multiply({.m = N,
@@ -105,7 +105,7 @@ RecurrenceGradients run_backward_steps(const LayerCall& call, const OutputGradie
   const auto& [T, N, I, H, P, D] = call.layer.size;
   RecurrenceGradients out;
   out.gates = call.new_io({T, N, D * 4 * H});
-  if (!call.persistent() || !launch_persistent(call, grads, saved, weight_hh, out))
+  if (!call.persistent() || !try_persistent(call, grads, saved, weight_hh, out))
     run_stepwise(call, grads, saved, weight_hh, out);
   return out;
 }

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <stdexcept>
 
 #include "../cell.h"
 #include "device.cuh"
@@ -77,7 +76,7 @@ struct FastMath {
   }
   static __device__ __forceinline__ float tanh(float x) {
     const float far = 1 - 2 * reciprocal_fast(1 + exp2_fast(2 * kLog2E * x));
-    // Near zero the difference cancels, so the Taylor series is used there. Its' next term is 17/315 x^7,
+    // Near zero the difference cancels, so the Taylor series is used there. Its next term is 17/315 x^7,
     // 2e-7 of the value at 1/8.
     const float square = x * x, near = x * (1 + square * (2.0f / 15 * square - 1.0f / 3));
     return std::fabs(x) < 0.125f ? near : far;
@@ -195,7 +194,7 @@ __device__ __forceinline__ bool find_cells(const KernelSizes& size, int64_t step
 
 // A thread for each element.
 inline Launch launch_for(int64_t elements, int threads, Stream stream) {
-  return {.blocks = static_cast<unsigned>((elements + threads - 1) / threads),
+  return {.blocks = static_cast<unsigned>(ceil_div(elements, threads)),
           .threads = static_cast<unsigned>(threads),
           .stream = stream};
 }

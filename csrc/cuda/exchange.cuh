@@ -66,20 +66,21 @@ class Ring {
 
   // Publishes the values of rows 2q and 2q + 1 of a row tile for unit g of the octet whose terms begin at
   // `term`, where the lane is 4g + q. Every lane of the warp takes part.
-  __device__ __forceinline__ void publish(int state, int row_tile, int term, IO even_row, IO odd_row) const {
+  __device__ __forceinline__ void publish(int state_index, int row_tile, int term, IO even_row,
+                                          IO odd_row) const {
     if constexpr (sizeof(IO) == 2) {
       // After the transpose a lane has two neighbouring units of row g.
-      store_relaxed(word(state, row_tile, term), transpose_8x8(bits(even_row) | bits(odd_row) << 16));
+      store_relaxed(word(state_index, row_tile, term), transpose_8x8(bits(even_row) | bits(odd_row) << 16));
     } else {
-      store_relaxed(word(state, row_tile, term), bits(even_row));
-      store_relaxed(word(state, row_tile, term, 1), bits(odd_row));
+      store_relaxed(word(state_index, row_tile, term), bits(even_row));
+      store_relaxed(word(state_index, row_tile, term, 1), bits(odd_row));
     }
   }
   // Clears what this lane published of a state that every block has read.
-  __device__ __forceinline__ void clear(int state, int row_tile, int term) const {
+  __device__ __forceinline__ void clear(int state_index, int row_tile, int term) const {
     if constexpr (kByData) {
-      store_relaxed(word(state, row_tile, term), kEmpty);
-      if constexpr (sizeof(IO) == 4) store_relaxed(word(state, row_tile, term, 1), kEmpty);
+      store_relaxed(word(state_index, row_tile, term), kEmpty);
+      if constexpr (sizeof(IO) == 4) store_relaxed(word(state_index, row_tile, term, 1), kEmpty);
     }
   }
 
@@ -98,11 +99,12 @@ class Ring {
       warp_barrier();
     }
   }
-  // Loads k-blocks of this warp, kCount of them from kFirst on, for kRowTiles row tiles of a state. They may
-  // not be published yet.
+  // Loads k-blocks of this warp, kCount of them from kFirst on, for kRowTiles row tiles of a state. They need
+  // not be published yet: poll() waits for that.
   template <int kFirst, int kRowTiles, int kCount>
-  __device__ __forceinline__ void load(int state, int row_tile, uint4 (&k_blocks)[kRowTiles][kCount]) const {
-    const uint4* const first = first_of_warp(state, row_tile);
+  __device__ __forceinline__ void load(int state_index, int row_tile,
+                                       uint4 (&k_blocks)[kRowTiles][kCount]) const {
+    const uint4* const first = first_of_warp(state_index, row_tile);
 #pragma unroll
     for (int tile = 0; tile < kRowTiles; ++tile)
 #pragma unroll
@@ -111,9 +113,10 @@ class Ring {
   }
   // Polls what load() read: loads it again until it has been published.
   template <int kFirst, int kRowTiles, int kCount>
-  __device__ __forceinline__ void poll(int state, int row_tile, uint4 (&k_blocks)[kRowTiles][kCount]) const {
+  __device__ __forceinline__ void poll(int state_index, int row_tile,
+                                       uint4 (&k_blocks)[kRowTiles][kCount]) const {
     if constexpr (kByData) {
-      const uint4* const first = first_of_warp(state, row_tile);
+      const uint4* const first = first_of_warp(state_index, row_tile);
 #pragma unroll
       for (int tile = 0; tile < kRowTiles; ++tile)
 #pragma unroll
@@ -160,21 +163,21 @@ class Ring {
   }
 
   // A lane's 16 bytes of a k-block of a row tile.
-  __device__ __forceinline__ IO* address(int state, int row_tile, int k_block, int lane) const {
-    const int64_t of_slot = (state & (Traits::kSlots - 1)) * (plan_.rows / kRowTile) + row_tile;
+  __device__ __forceinline__ IO* address(int state_index, int row_tile, int k_block, int lane) const {
+    const int64_t of_slot = (state_index & (Traits::kSlots - 1)) * (plan_.rows / kRowTile) + row_tile;
     return slots_ + of_slot * kRowTile * Traits::kRowTerms + (k_block * kLanes + lane) * Traits::kLaneTerms;
   }
-  __device__ __forceinline__ const uint4* first_of_warp(int state, int row_tile) const {
+  __device__ __forceinline__ const uint4* first_of_warp(int state_index, int row_tile) const {
     const int warp = warp_index(), lane = lane_index();
-    return reinterpret_cast<const uint4*>(address(state, row_tile, warp * Traits::kKBlocks, lane));
+    return reinterpret_cast<const uint4*>(address(state_index, row_tile, warp * Traits::kKBlocks, lane));
   }
   // The word of an octet that a lane publishes: in row g for 16-bit types, in row 2q + `odd` for float32.
-  __device__ __forceinline__ uint32_t* word(int state, int row_tile, int term, int odd = 0) const {
+  __device__ __forceinline__ uint32_t* word(int state_index, int row_tile, int term, int odd = 0) const {
     const int lane = lane_index(), g = lane / 4, q = lane % 4;
     const bool narrow = sizeof(IO) == 2;
     const int row = narrow ? g : 2 * q + odd, own = term + (narrow ? 2 * q : g);
     const int access = own / Traits::kLaneTerms;  // counted in 16 bytes of the row
-    return reinterpret_cast<uint32_t*>(address(state, row_tile, access / 4, row * 4 + access % 4) +
+    return reinterpret_cast<uint32_t*>(address(state_index, row_tile, access / 4, row * 4 + access % 4) +
                                        own % Traits::kLaneTerms);
   }
 

@@ -7,8 +7,8 @@ namespace fusedlstm::cuda {
 namespace {
 
 // Whether the device has taken the launch.
-bool launch_persistent(const LayerCall& call, const Tensor& weight_hh, const Tensor& gates, bool keep_gates,
-                       ForwardResults& out) {
+bool try_persistent(const LayerCall& call, const Tensor& weight_hh, const Tensor& gates, bool keep_gates,
+                    ForwardResults& out) {
   const Layer& layer = call.layer;
   const PersistentMemory memory(call, weight_hh);
   const Tensor h_n = call.new_io({layer.size.directions, layer.size.batch, layer.size.hidden});
@@ -95,7 +95,7 @@ void run_stepwise(const LayerCall& call, const Tensor& weight_hh, const Tensor& 
 
 void run_forward_steps(const LayerCall& call, const Tensor& weight_hh, const Tensor& gates, bool keep_gates,
                        ForwardResults& out) {
-  if (!call.persistent() || !launch_persistent(call, weight_hh, gates, keep_gates, out))
+  if (!call.persistent() || !try_persistent(call, weight_hh, gates, keep_gates, out))
     run_stepwise(call, weight_hh, gates, keep_gates, out);
 }
 

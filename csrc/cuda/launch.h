@@ -43,13 +43,13 @@ inline void allow_shared_memory(const char* name, const void* kernel, std::size_
 // Whether the current device takes all blocks of a launch at once.
 template <class... Parameters>
 bool fits(void (*kernel)(Parameters...), const Launch& launch) {
-  int device = 0, multiprocessors = 0, room = 0, blocks = 0;
+  int device = 0, multiprocessors = 0, shared_limit = 0, blocks = 0;
   check(cudaGetDevice(&device), "a query of the device");
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
         "a query of the device");
-  check(cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+  check(cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
         "a query of the device");
-  if (launch.shared_memory > static_cast<std::size_t>(room)) return false;
+  if (launch.shared_memory > static_cast<std::size_t>(shared_limit)) return false;
   allow_shared_memory("a query of the kernel", reinterpret_cast<const void*>(kernel), launch.shared_memory);
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, static_cast<int>(launch.threads),
                                                       launch.shared_memory),

@@ -31,7 +31,7 @@ StrategyChoice strategy_choice() {
 }
 
 // FUSEDLSTM_SM_MARGIN multiprocessors are left to other work, such as the kernels that DDP communicates with.
-Limits limits_of(const Context& context) {
+Limits limits_with_margin(const Context& context) {
   Limits limits = context.limits();
   const char* const margin = std::getenv("FUSEDLSTM_SM_MARGIN");
   if (!margin) return limits;
@@ -72,7 +72,7 @@ LayerCall::LayerCall(const LayerInputs& in, Pass pass)
                       .type = type_of(io),
                       .tf32 = in.allow_tf32,
                       .pass = pass},
-                     limits_of(context), strategy_choice())),
+                     limits_with_margin(context), strategy_choice())),
       kernel_sizes{layer.size.steps,
                    layer.size.batch,
                    layer.size.hidden,

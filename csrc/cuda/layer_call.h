@@ -24,7 +24,7 @@ struct LayerCall {
 
   Type type() const;  // io
   Stream stream() const { return context.stream(); }
-  bool persistent() const { return plan.strategy == Strategy::persistent; }
+  bool persistent() const { return plan.persistent.has_value(); }
   bool empty() const { return layer.size.steps == 0 || layer.size.batch == 0; }
 
   // Address of an element of a tensor of type io.
@@ -37,7 +37,7 @@ struct LayerCall {
   // One weight of all directions below each other, so that one product takes them. A single direction's is
   // not copied.
   Tensor stacked(const Tensor& (Layer::*weight)(int64_t) const) const;
-  // A copy of [D, N, H] in another type.
+  // A copy of [D, N, H] in the given type, even if it has that type already.
   Tensor converted(const Tensor& tensor, ScalarType type) const;
   // [D, 4H] compute: the sum of both biases; nothing without biases.
   std::optional<Tensor> bias_sum() const;

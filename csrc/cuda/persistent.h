@@ -55,7 +55,7 @@ struct PersistentBackwardArgs {
   // [D, groups, 4H], written: sums of grad_gates over all steps and the rows of a group.
   float* grad_bias;
   // [D, N, 4H] io, written: grad_gates of each row's first step; zero where a reset keeps h0 from that step.
-  void* first_gates;
+  void* grad_gates_first;
 };
 
 // Writes W_hh [D, 4H, H] io in the order in which the blocks read it, packed_bytes in all.

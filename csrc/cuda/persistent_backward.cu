@@ -46,7 +46,7 @@ struct CellTile {
   int octet, row;
 };
 
-// The results of rows without steps, and first_gates of rows whose first step a reset precedes.
+// The results of rows without steps, and grad_gates_first of rows whose first step a reset precedes.
 template <class IO, class TileAt>
 __device__ __forceinline__ void init_results(const PersistentBackwardArgs& args, const Slice& slice,
                                              const TileAt& tile_at, int chunks, int first_unit) {
@@ -54,8 +54,8 @@ __device__ __forceinline__ void init_results(const PersistentBackwardArgs& args,
   const int64_t H = args.size.hidden;
   const int lane = lane_index();
   for (int chunk = 0; chunk < chunks; ++chunk)
-    for (int pass = 0; pass < plan.update_passes; ++pass) {
-      const CellTile tile = tile_at(pass);
+    for (int update_pass = 0; update_pass < plan.update_passes; ++update_pass) {
+      const CellTile tile = tile_at(update_pass);
       const int64_t unit = first_unit + tile.octet * kUnitOctet + lane / 4;
       for (int r = 0; r < 2; ++r) {
         const int row = (chunk * plan.row_tiles_per_chunk + tile.row) * kRowTile + lane % 4 * 2 + r;
@@ -63,7 +63,7 @@ __device__ __forceinline__ void init_results(const PersistentBackwardArgs& args,
         const int64_t n = slice.d * args.size.batch + slice.first_row + row;
         const auto* const grad_c_n = static_cast<const IO*>(args.grad_c_n);
         static_cast<IO*>(args.grad_c0)[n * H + unit] = grad_c_n ? grad_c_n[n * H + unit] : IO{};
-        store_gates<IO>(args.first_gates, n, H, unit, Gates<float>{});
+        store_gates<IO>(args.grad_gates_first, n, H, unit, Gates<float>{});
       }
     }
 }
@@ -144,11 +144,11 @@ __device__ __forceinline__ void write_outputs(const PersistentBackwardArgs& args
     store_gates<IO>(args.grad_gates, at.sequence_row(size, at.t), H, at.unit, own[r]);
     if (!at.active || !at.first) continue;
     narrow(grad_c_t[r], static_cast<IO*>(args.grad_c0)[at.row * H + at.unit]);
-    if (!at.enters) store_gates<IO>(args.first_gates, at.row, H, at.unit, own[r]);
+    if (!at.enters) store_gates<IO>(args.grad_gates_first, at.row, H, at.unit, own[r]);
   }
 }
 
-// Adds up the gradients of the biases: four lanes of each warp that has had a unit hold its part.
+// grad_bias: adds up, for each gate and unit, the sums of the four lanes of every warp that had the unit.
 __device__ __forceinline__ void sum_bias(const PersistentBackwardArgs& args, const Slice& slice,
                                          const float* bias_sums, int first_unit) {
   const PersistentPlan& plan = args.plan;
@@ -189,17 +189,17 @@ struct Producers {
 template <class Traits>
 __device__ __forceinline__ void multiply_state(const PersistentBackwardArgs& args, const Ring<Traits>& ring,
                                                const Weights<Traits>& weights, const Partials& partials,
-                                               uint4 (&states)[kBuffers<Traits>][1][kCount<Traits>], int done,
-                                               int first_tile) {
+                                               uint4 (&buffers)[kBuffers<Traits>][1][kCount<Traits>],
+                                               int done, int first_tile) {
   const PersistentPlan& plan = args.plan;
-  ring.template load<0>(done - 1, first_tile, states[0]);
+  ring.template load<0>(done - 1, first_tile, buffers[0]);
   const auto multiply = [&]<int part>(int tile) {
     constexpr int kFirst = part * kCount<Traits>;
-    auto& current = states[kParts<Traits> > 1 ? part % 2 : 0];
+    auto& current = buffers[kParts<Traits> > 1 ? part % 2 : 0];
     if constexpr (kParts<Traits> > 1) {
       constexpr int kNext = (part + 1) % kParts<Traits>;
       if (const int next = tile + (kNext == 0); next < plan.row_tiles_per_chunk)
-        ring.template load<kNext * kCount<Traits>>(done - 1, first_tile + next, states[kNext % 2]);
+        ring.template load<kNext * kCount<Traits>>(done - 1, first_tile + next, buffers[kNext % 2]);
     }
     ring.template poll<kFirst>(done - 1, first_tile + tile, current);
     weights.template multiply<kFirst>(current, [&](int weight_tile, int, const float (&sum)[4]) {
@@ -219,7 +219,7 @@ __device__ __forceinline__ void multiply_state(const PersistentBackwardArgs& arg
       multiply.template operator()<3>(tile);
     }
     if (kParts<Traits> == 1 && tile + 1 < plan.row_tiles_per_chunk)
-      ring.template load<0>(done - 1, first_tile + tile + 1, states[0]);
+      ring.template load<0>(done - 1, first_tile + tile + 1, buffers[0]);
   }
 }
 
@@ -238,25 +238,25 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   using Layout = SharedLayout<int>;
   const Partials partials(&shared_memory<float4>());
-  auto* const states = reinterpret_cast<float2*>(
+  auto* const cell_gradients = reinterpret_cast<float2*>(
       &shared_memory<float4>() + Layout::partials(plan.row_tiles_per_chunk, plan.weight_tiles));
   auto* const bias_sums =
-      reinterpret_cast<float*>(states + chunks * plan.update_passes * Layout::kStatesOfPass);
+      reinterpret_cast<float*>(cell_gradients + chunks * plan.update_passes * Layout::kStatesOfPass);
   for (int i = 0; i < plan.update_passes * 4; ++i) bias_sums[i * kThreads + thread_index()] = 0;
   const int first_unit = slice.member * plan.weight_tiles * kTileUnits;
 
   // In each chunk a warp updates a tile of cells in each of one or two passes: an octet of units in a row
   // tile. A lane has one unit for two neighbouring rows.
-  const auto tile_of = [&](int pass) {
-    const int index = pass * kPersistentWarps + warp, octets = 2 * plan.weight_tiles;
+  const auto tile_of = [&](int update_pass) {
+    const int index = update_pass * kPersistentWarps + warp, octets = 2 * plan.weight_tiles;
     const CellTile tile{index % octets, index / octets};
     return tile.row < plan.row_tiles_per_chunk && first_unit + tile.octet * kUnitOctet < H ? tile
                                                                                            : CellTile{0, -1};
   };
   const CellTile in_first = tile_of(0), in_second = tile_of(1);
-  const auto tile_at = [&](int pass) { return pass == 0 ? in_first : in_second; };
-  const auto load = [&](int step, int first_tile, int pass, Cell<IO>(&cells)[2]) {
-    const CellTile tile = tile_at(pass);
+  const auto tile_at = [&](int update_pass) { return update_pass == 0 ? in_first : in_second; };
+  const auto load = [&](int step, int first_tile, int update_pass, Cell<IO>(&cells)[2]) {
+    const CellTile tile = tile_at(update_pass);
     for (int r = 0; r < 2; ++r) {
       const int row = (first_tile + tile.row) * kRowTile + lane % 4 * 2 + r;
       const int unit = first_unit + tile.octet * kUnitOctet + lane / 4;
@@ -286,16 +286,17 @@ __global__ void __launch_bounds__(kThreads, 1)
       block_barrier();
 
 #pragma unroll 1
-      for (int pass = 0; pass < plan.update_passes; ++pass) {
-        const CellTile tile = tile_at(pass);
-        if (pass > 0) load(step, first_tile, pass, cells);
+      for (int update_pass = 0; update_pass < plan.update_passes; ++update_pass) {
+        const CellTile tile = tile_at(update_pass);
+        if (update_pass > 0) load(step, first_tile, update_pass, cells);
         if (tile.row >= 0) {
           const int row_tile = first_tile + tile.row;
           float2 grad_h_t{0, 0};
           if (done > 0)
             grad_h_t = partials.total(tile.row * plan.weight_tiles + tile.octet / 2, tile.octet % 2);
-          float2* const kept = states + (chunk * plan.update_passes + pass) * kThreads + thread_index();
-          float grad_c_t[2] = {kept->x, kept->y};
+          float2* const own_gradient =
+              cell_gradients + (chunk * plan.update_passes + update_pass) * kThreads + thread_index();
+          float grad_c_t[2] = {own_gradient->x, own_gradient->y};
           Gates<float> own[2] = {};
           IO published[4][2] = {};
           update_cells(args, cells, grad_h_t, grad_c_t, own, published);
@@ -304,8 +305,8 @@ __global__ void __launch_bounds__(kThreads, 1)
             if (step > 0) ring.publish(done, row_tile, term, published[gate][0], published[gate][1]);
             if (done > 1) ring.clear(done - 2, row_tile, term);
           }
-          *kept = {grad_c_t[0], grad_c_t[1]};
-          add_to_bias(bias_sums + pass * 4 * kThreads + thread_index(), own);
+          *own_gradient = {grad_c_t[0], grad_c_t[1]};
+          add_to_bias(bias_sums + update_pass * 4 * kThreads + thread_index(), own);
           write_outputs(args, size, H, cells, own, grad_c_t);
         }
       }

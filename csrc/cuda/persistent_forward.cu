@@ -5,9 +5,10 @@
 namespace fusedlstm::cuda {
 namespace {
 
-// Traits: PersistentTraits, and
+// Traits: PersistentTraits, and the row tiles that one load of a weight fragment serves; their states are in
+// registers.
 template <class Traits>
-constexpr int kRowTilesAtOnce = Traits::kKBlocks <= 6 ? 2 : 1;  // share a load of weights, both in registers
+constexpr int kRowTilesAtOnce = Traits::kKBlocks <= 6 ? 2 : 1;
 
 // Kernel
 
@@ -75,11 +76,10 @@ __device__ __forceinline__ void multiply_state(const PersistentForwardArgs& args
   if (tile < plan.row_tiles_per_chunk) multiply.template operator()<1>(tile);
 }
 
-// Activates the gates, whose partial sums begin at `pair`, and makes c_t and h. c_before is c_t of the step
-// before.
+// Activates the gates, whose partial sums begin at `pair`, and makes c_t and h.
 template <class IO>
 __device__ __forceinline__ void update_cells(const PersistentForwardArgs& args, const Partials& partials,
-                                             int pair, const float2* states, int chunk,
+                                             int pair, const float2* cell_states, int chunk,
                                              const float (&bias)[4], const LaneCells& cells, int unit,
                                              float (&gates)[2][4], float (&c_t)[2], float (&h)[2]) {
   const int64_t H = args.size.hidden;
@@ -87,7 +87,7 @@ __device__ __forceinline__ void update_cells(const PersistentForwardArgs& args, 
   const float4 go_sum = partials.total(pair + 1);
   const float sums[2][4] = {{if_sum.x, if_sum.z, go_sum.x, go_sum.z},
                             {if_sum.y, if_sum.w, go_sum.y, go_sum.w}};
-  const float2 c_before = states[chunk * kThreads + thread_index()];
+  const float2 c_before = cell_states[chunk * kThreads + thread_index()];
   for (int r = 0; r < 2; ++r) {
     const Coordinates& at = cells.at[r];
     if (!cells.exists[r] || !at.active) continue;
@@ -142,10 +142,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Ring<Traits> ring(args.exchange, slice, plan);
   using Layout = SharedLayout<int>;
   const Partials partials(&shared_memory<float4>());
-  auto* const states = reinterpret_cast<float2*>(
+  auto* const cell_states = reinterpret_cast<float2*>(
       &shared_memory<float4>() + Layout::partials(plan.row_tiles_per_chunk, plan.weight_tiles));
   const Weights<Traits> weights(args.weights, slice.d * plan.members + slice.member, plan.weight_tiles,
-                                states + chunks * Layout::kStatesOfPass);
+                                cell_states + chunks * Layout::kStatesOfPass);
 
   // In each chunk a warp updates one tile of cells: an octet of units in a row tile. The last block may have
   // fewer units than room for them, and the exchange has no memory for octets beyond the last unit.
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto cells_at = [&](int step, int row_tile) {
     return lane_cells(size, slice, step, row_tile * kRowTile + lane % 4 * 2, unit, unit_exists);
   };
-  // Publishes the state before `step` of the cells `next`, where h is the state after the step before it.
+  // Publishes the state before `step`. `h` is the state after step - 1, `next` the cells in `step`.
   const auto publish = [&](int step, int row_tile, const LaneCells& next, const float (&h)[2]) {
     IO value[2];
     for (int r = 0; r < 2; ++r) {
@@ -207,11 +207,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 
       float h[2] = {}, c_t[2] = {};
       if (has_tile) {
-        update_cells<IO>(args, partials, chunk_tile * plan.weight_tiles + 2 * octet, states, chunk, bias,
+        update_cells<IO>(args, partials, chunk_tile * plan.weight_tiles + 2 * octet, cell_states, chunk, bias,
                          cells, unit, gates, c_t, h);
         if (step + 1 < steps) publish(step + 1, row_tile, next, h);
         if (step > 0) ring.clear(step - 1, row_tile, first_unit);
-        states[chunk * kThreads + thread_index()] = {c_t[0], c_t[1]};
+        cell_states[chunk * kThreads + thread_index()] = {c_t[0], c_t[1]};
       }
       block_barrier();
       if (thread_index() == 0 && step + 1 < steps)

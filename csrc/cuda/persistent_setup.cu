@@ -86,7 +86,7 @@ void pack_weights(const KernelSizes& size, const PersistentPlan& plan, const voi
 Exchange clear_exchange(const KernelSizes& size, const PersistentPlan& plan, uint32_t* memory, Type io,
                         Stream stream) {
   const int64_t slots = slot_words(size, plan), words = slots + flag_words(size, plan);
-  const int64_t octets = (size.hidden + kUnitOctet - 1) / kUnitOctet;
+  const int64_t octets = ceil_div(size.hidden, kUnitOctet);
   const int64_t published =
       octets * (plan.pass == Pass::forward ? kUnitOctet : kOctetTerms) * io_bytes(io) / 4;
   launch("clear_exchange", &clear_exchange_kernel, launch_strided(words, stream), memory, words, slots,

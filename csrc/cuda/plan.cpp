@@ -7,10 +7,6 @@
 namespace fusedlstm::cuda {
 namespace {
 
-constexpr int64_t ceil_divide(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 // What one step of a persistent kernel takes, in cycles of a multiprocessor.
 struct PersistentCost {
   double data, flag;                    // what every step takes, by the signal
@@ -62,9 +58,9 @@ double flops_per_cycle(const Problem& problem, const Limits& limits) {
 }
 
 // Instructions that the busiest multiprocessor issues in one step.
-int64_t cost(const StepwisePlan& plan, const Limits& limits) {
+int64_t instructions(const StepwisePlan& plan, const Limits& limits) {
   const int64_t per_thread = kModel.instructions_per_thread + kModel.instructions_per_unit * plan.units;
-  return ceil_divide(plan.blocks, limits.multiprocessors) * plan.threads * per_thread;
+  return ceil_div(plan.blocks, limits.multiprocessors) * plan.threads * per_thread;
 }
 
 StepwisePlan plan_stepwise(const Problem& problem, const Limits& limits) {
@@ -77,14 +73,14 @@ StepwisePlan plan_stepwise(const Problem& problem, const Limits& limits) {
     for (const int threads : {kStepwiseThreads, 128, 64}) {
       const StepwisePlan plan{.units = units,
                               .threads = threads,
-                              .blocks = ceil_divide(cells / units, threads),
+                              .blocks = ceil_div(cells / units, threads),
                               .registers = kStepwiseRegisters,
                               .launches_per_step = projected ? 3 : 2};
       if (threads > limits.threads_per_multiprocessor ||
           threads * plan.registers > limits.registers_per_multiprocessor)
         continue;
       // Wide accesses and large blocks come first: others win only where they spread the work better.
-      if (best.threads == 0 || cost(plan, limits) < cost(best, limits)) best = plan;
+      if (best.threads == 0 || instructions(plan, limits) < instructions(best, limits)) best = plan;
     }
   }
   if (best.threads == 0) throw std::invalid_argument("plan: the device takes no block of 64 threads");
@@ -128,8 +124,8 @@ double persistent_us(const Problem& problem, const PersistentPlan& plan, const L
 template <Pass pass>
 int k_blocks_for(const Problem& problem) {
   const int64_t terms =
-      pass == Pass::forward ? problem.hidden : ceil_divide(problem.hidden, kUnitOctet) * kOctetTerms;
-  const int64_t needed = ceil_divide(terms * io_bytes(problem.type), kKBlockBytes * kPersistentWarps);
+      pass == Pass::forward ? problem.hidden : ceil_div(problem.hidden, kUnitOctet) * kOctetTerms;
+  const int64_t needed = ceil_div(terms * io_bytes(problem.type), kKBlockBytes * kPersistentWarps);
   constexpr auto& compiled = kCompiledKBlocks<pass>;
   const auto found = std::lower_bound(compiled.begin(), compiled.end(), needed);
   return found == compiled.end() ? 0 : *found;
@@ -140,7 +136,7 @@ std::optional<PersistentPlan> plan_persistent(const Problem& problem, const Limi
   std::optional<PersistentPlan> best;
   const bool has_kernels = problem.outputs == problem.hidden && limits.compute_capability >= 80 &&
                            (io_bytes(problem.type) == 2 || (problem.type == Type::float32 && problem.tf32));
-  const int64_t row_tiles = ceil_divide(problem.batch, kRowTile);
+  const int64_t row_tiles = ceil_div(problem.batch, kRowTile);
   // The flag of a block counts the chunks of all steps in 32 bits.
   if (!has_kernels || problem.steps * row_tiles >= int64_t{1} << 31) return best;
   const bool forward = problem.pass == Pass::forward;
@@ -151,13 +147,13 @@ std::optional<PersistentPlan> plan_persistent(const Problem& problem, const Limi
   // backward a weight tile.
   for (int shares = 1; shares <= kPersistentWarps; ++shares) {
     const int weight_tiles = forward ? 2 * shares : shares;
-    const int64_t members = ceil_divide(problem.hidden, weight_tiles * units_of_tile(problem.pass));
+    const int64_t members = ceil_div(problem.hidden, weight_tiles * units_of_tile(problem.pass));
     const int64_t most_groups = limits.multiprocessors / (problem.directions * members);
     for (int64_t groups = 1; groups <= std::min(most_groups, row_tiles); ++groups) {
-      const int64_t least = ceil_divide(row_tiles, groups);
+      const int64_t least = ceil_div(row_tiles, groups);
       for (int64_t chunk = std::min<int64_t>(least, kPersistentWarps / shares); chunk > 0; chunk /= 2) {
-        const int64_t group_tiles = ceil_divide(least, chunk) * chunk;
-        if (ceil_divide(row_tiles, group_tiles) != groups) continue;  // fewer groups have room for all rows
+        const int64_t group_tiles = ceil_div(least, chunk) * chunk;
+        if (ceil_div(row_tiles, group_tiles) != groups) continue;  // fewer groups have room for all rows
         const PersistentPlan plan{.groups = static_cast<int>(groups),
                                   .rows = static_cast<int>(group_tiles * kRowTile),
                                   .members = static_cast<int>(members),
@@ -196,8 +192,7 @@ KernelPlan make_plan(const Problem& problem, const Limits& limits, StrategyChoic
     throw std::invalid_argument("plan: steps must be below 2^31, got " + std::to_string(problem.steps) +
                                 "; split the sequence");
   const StepwisePlan stepwise = plan_stepwise(problem, limits);
-  KernelPlan plan{.strategy = Strategy::stepwise,
-                  .stepwise = stepwise,
+  KernelPlan plan{.stepwise = stepwise,
                   .persistent = std::nullopt,
                   .stepwise_us = stepwise_us(problem, stepwise, limits),
                   .persistent_us = 0,
@@ -217,7 +212,6 @@ KernelPlan make_plan(const Problem& problem, const Limits& limits, StrategyChoic
   plan.persistent_us = persistent_us(problem, *persistent, limits);
   if (choice == StrategyChoice::fastest) plan.reason = "predicted to be faster";
   if (choice == StrategyChoice::fastest && plan.persistent_us >= plan.stepwise_us) return plan;
-  plan.strategy = Strategy::persistent;
   plan.persistent = persistent;
   return plan;
 }
@@ -232,7 +226,7 @@ std::optional<StrategyChoice> strategy_named(const std::string& name) {
 
 std::string to_string(const KernelPlan& plan) {
   std::string text = "KernelPlan(";
-  if (plan.strategy == Strategy::persistent) {
+  if (plan.persistent) {
     const PersistentPlan& p = *plan.persistent;
     text += format(
         "strategy=persistent, groups=%d, rows=%d, members=%d, weight_tiles=%d, k_blocks=%d, "

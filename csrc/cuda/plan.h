@@ -27,12 +27,7 @@ struct Limits {
   double clock_ghz = 1.0;
 };
 
-enum class Strategy {
-  stepwise,    // a product and a kernel for each step
-  persistent,  // one launch for all steps, with the weights on the chip
-};
-
-// Of the kernel that updates all cells of a step.
+// A product and a kernel for each step. Of the kernel that updates all cells of a step.
 struct StepwisePlan {
   int units;    // of a thread: as many as fit kAccessBytes, or one
   int threads;  // of a block
@@ -41,8 +36,8 @@ struct StepwisePlan {
   int launches_per_step;
 };
 
-// The blocks of a group share the units of one direction and run its rows of the batch. Groups exchange
-// nothing.
+// One launch for all steps, with the weights on the chip. The blocks of a group share the units of one
+// direction and run its rows of the batch. Groups exchange nothing.
 struct PersistentPlan {
   int groups;               // of rows of the batch
   int rows;                 // of a group, a multiple of kRowTile * row_tiles_per_chunk
@@ -51,13 +46,12 @@ struct PersistentPlan {
   int k_blocks;             // of the state that each warp multiplies
   int register_fragments;   // fragments of weights in registers
   int row_tiles_per_chunk;  // a block multiplies and updates a chunk between two barriers
-  int update_passes;        // in which the 8 warps update a chunk, a tile of cells each: backward 1 or 2
+  int update_passes;        // 1, or backward 2: in each, the 8 warps update a tile of cells each
   Signal signal;
   Pass pass;
 
   constexpr int chunks() const { return rows / kRowTile / row_tiles_per_chunk; }
   constexpr int64_t blocks(int64_t directions) const { return directions * groups * members; }
-  constexpr bool operator==(const PersistentPlan&) const = default;
 };
 
 // Dynamic shared memory of a block of a persistent kernel: the elements of its parts, in their order. The
@@ -70,7 +64,7 @@ struct SharedLayout {
   }
   // float2 [chunk][update pass][thread]: c_t of two rows, backward its gradient
   static constexpr int kStatesOfPass = kThreads;
-  // float [update pass][gate][thread]; forward does not use it, but the plans were measured with it
+  // float [update pass][gate][thread], backward only; forward reserves it too, as in the recorded plans
   static FUSEDLSTM_HOST_DEVICE constexpr Int grad_bias(Int update_passes) {
     return update_passes * 4 * kThreads;
   }
@@ -88,9 +82,8 @@ constexpr int64_t shared_bytes(const PersistentPlan& plan) {
 }
 
 struct KernelPlan {
-  Strategy strategy;
-  StepwisePlan stepwise;  // also used where the device turns out not to take the persistent launch
-  std::optional<PersistentPlan> persistent;  // for that strategy
+  StepwisePlan stepwise;  // used without a persistent plan, and where the device does not take the launch
+  std::optional<PersistentPlan> persistent;
   // Predicted time of a step by each strategy; persistent_us is 0 where no persistent kernel fits.
   double stepwise_us, persistent_us;
   std::string reason;

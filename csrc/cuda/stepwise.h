@@ -24,9 +24,10 @@ struct ForwardArgs {
   void* cells;            // [T, N, D, H] compute   written; may be null (not wanted)
   void* c_t;              // [D, N, H] compute      cell state before the step, replaced by that after it
   void* y;                // [T, N, D, P] io        written; zero past a row's length
-  void* h;                // [D, N, P] io           replaced like c_t without a projection
-  // With a projection: the hidden state before it, written; zero in rows that take no part. Null without. The
-  // step sets h to zero in the rows that take part, and the caller then adds the product with W_hr to h.
+  // The hidden state before the step. Without a projection it is replaced by that after the step. With one it
+  // is set to zero in the rows that take part, and the caller then adds the product of unprojected and W_hr.
+  void* h;  // [D, N, P] io
+  // What the projection takes, written; zero in rows that take no part. Null without a projection.
   void* unprojected;  // [D, N, H] io
 };
 
@@ -55,7 +56,8 @@ void backward_cells(const BackwardArgs& args, int64_t step, Type io, const Stepw
 // both products; `recurrent`, `y`, `h` and `unprojected` are null.
 void recompute_cells(const ForwardArgs& args, Type io, const StepwisePlan& plan, Stream stream);
 
-// before [D, T, N, P] io: the hidden state before each step; zero past a row's length.
+// before [D, T, N, P] io: the hidden state before each step; zero past a row's length and where a
+// segment begins.
 void states_before(const KernelSizes& size, const void* h0, const void* y, void* before, Type io,
                    Stream stream);
 // bias [4H] compute: the sum of both, [4H] io.

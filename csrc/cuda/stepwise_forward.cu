@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kStepwiseThreads, Traits::kBlocks)
 
   if (args.unprojected)
     for (unsigned output = at.unit; output < at.unit + kUnits && output < size.outputs; ++output)
-      store_projected<IO>(args, step, static_cast<unsigned>(at.row), output, at.active);
+      store_projected<IO>(args, step, at.row, output, at.active);
   if (step == size.steps) return;
 
   const int64_t sequence = at.sequence_row(size, at.t) * H + at.unit, state = at.row * H + at.unit;
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kStepwiseThreads, Traits::kBlocks / 2)
   if (!find_cells<kUnits>(size, 0, at)) return;
   Units<C, kUnits> c_t = load<kUnits, C>(args.c_t, at.row * H + at.unit);
   for (int64_t step = 0; step < size.steps; ++step) {
-    at = cell_at(size, step, static_cast<unsigned>(at.row), at.unit);
+    at = cell_at(size, step, at.row, at.unit);
     const int64_t sequence = at.sequence_row(size, at.t) * H + at.unit;
     if (!at.active) {
       store(args.cells, sequence, Units<C, kUnits>{});

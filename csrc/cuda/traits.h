@@ -36,7 +36,7 @@ constexpr int kWeightTile = 16, kRowTile = 8;
 constexpr int kKBlockBytes = 4 * kAccessBytes;
 // A fragment is a k-block of a weight tile: 32 bytes, or 8 registers, of each lane.
 constexpr int kFragmentBytes = kWeightTile * kKBlockBytes;
-// Units are divided by eights. Forward, the gates i, f, g, o of an octet are the rows of two weight tiles,
+// Units form octets. Forward, the gates i, f, g, o of an octet are the rows of two weight tiles,
 // and the terms of a sum are units. Backward, a weight tile is 16 units, and the terms are gates: i of the
 // units of an octet, then their f, g and o.
 constexpr int kUnitOctet = 8, kOctetTerms = 4 * kUnitOctet;

@@ -1,4 +1,4 @@
-// What one thread does in one step: a table of functions, compiled once for each instruction set.
+// The work of one thread: a table of functions, compiled once for each instruction set.
 #pragma once
 
 // All headers that kernels need come before the instruction set is chosen: if functions of the standard
@@ -30,7 +30,7 @@ template <class T, class W>
 struct Kernels {
   int64_t lanes;         // width of a unit block in the forward pass, for gates and projection: one vector
   int64_t nr;            // columns of a panel (BLIS: NR), and width of a unit block in the backward pass
-  int64_t cached_depth;  // depth of all panels together that stay in a core's own cache of 512 KiB or more
+  int64_t cached_depth;  // depth of all panels together that stay in a core's own cache
   int64_t (*forward_workspace)(const Sizes&);  // elements for one thread
 
   // Panels that stay in a core's own cache, if each has this depth (BLIS: NC / NR).
@@ -59,8 +59,8 @@ struct Kernels {
   void (*backward_step)(const BackwardArgs<T>&, const BackwardWorkspace<T>&, Range time_block, int64_t t,
                         const Share<T>&);
   // out [rows, columns] = a [rows, depth] times a packed matrix, or += with `adds`; kc as kKC above.
-  void (*gemm)(const T* a, int64_t a_stride, int64_t rows, const T* panels, int64_t columns, int64_t depth,
-               int64_t kc, bool adds, T* out, int64_t out_stride);
+  void (*gemm)(const T* a, int64_t rows, const T* panels, int64_t columns, int64_t depth, int64_t kc,
+               bool adds, T* out, int64_t out_stride);
 };
 
 // The kernels of one instruction set, for all types.
