@@ -1,11 +1,13 @@
 // An operator with the arguments and results of lstm_inference that computes nothing: what a call costs by itself.
+#include <optional>
 #include <tuple>
+#include <vector>
 
 #include "../csrc/stable.h"
 
 namespace {
 
-using fusedlstm::Tensor;
+using torch::stable::Tensor;
 
 std::tuple<Tensor, Tensor, Tensor> bare(const Tensor& x, const Tensor& h0, const Tensor& c0,
                                         const std::vector<Tensor>& /*weights*/,

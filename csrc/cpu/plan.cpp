@@ -11,8 +11,8 @@ constexpr int64_t kTeamWork = 300'000;
 constexpr int64_t kStepWork = 1 << 15;
 // Weights that stay in a core's own L2 cache, which on most processors has 512 KiB to 2 MiB.
 constexpr int64_t kCachedWeights = 100'000;
-// Rows from which on a thread computes all units of its rows: few if the weights are in its own cache, else
-// as many as share a panel in the L1 cache (kMC).
+// With this many rows for each row thread the batch is divided before the units are: 8 if all weights fit the
+// core's own cache, else as many as share a panel in the L1 cache (kMC).
 constexpr int64_t kRowsOfCachedWeights = 8;
 // Packing pays off if several rows use a panel while it is cached, and the call uses each weight this often.
 constexpr int64_t kPackedRows = 4, kPackedUses = 48;

@@ -126,44 +126,44 @@ class Weights {
   Fragment registers_[kInRegisters];
 };
 
-// The warps' partial sums of pairs of a weight tile and a row tile, which are added up in the order of the
-// warps.
+// The partial sums of the warps for each product of a weight tile with a row tile, added up in the order of
+// the warps.
 class Partials {
  public:
   __device__ __forceinline__ explicit Partials(float4* memory) : memory_(memory) {}
 
-  __device__ __forceinline__ void put(int pair, const float (&sum)[4]) const {
-    *address(pair, warp_index()) = float4{sum[0], sum[1], sum[2], sum[3]};
+  __device__ __forceinline__ void put(int tile_product, const float (&sum)[4]) const {
+    *address(tile_product, warp_index()) = float4{sum[0], sum[1], sum[2], sum[3]};
   }
   // Adds to what the same lane has put.
-  __device__ __forceinline__ void add(int pair, const float (&sum)[4]) const {
+  __device__ __forceinline__ void add(int tile_product, const float (&sum)[4]) const {
     const int warp = warp_index();
-    const float4 old = *address(pair, warp);
-    *address(pair, warp) = float4{old.x + sum[0], old.y + sum[1], old.z + sum[2], old.w + sum[3]};
+    const float4 old = *address(tile_product, warp);
+    *address(tile_product, warp) = float4{old.x + sum[0], old.y + sum[1], old.z + sum[2], old.w + sum[3]};
   }
-  __device__ __forceinline__ float4 total(int pair) const {
-    float4 sum = *address(pair, 0);
+  __device__ __forceinline__ float4 total(int tile_product) const {
+    float4 sum = *address(tile_product, 0);
 #pragma unroll
     for (int warp = 1; warp < kPersistentWarps; ++warp) {
-      const float4 part = *address(pair, warp);
+      const float4 part = *address(tile_product, warp);
       sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
     }
     return sum;
   }
   // Of row g (`half` 0) or g + 8 of the weight tile alone.
-  __device__ __forceinline__ float2 total(int pair, int half) const {
+  __device__ __forceinline__ float2 total(int tile_product, int half) const {
     float2 sum{0, 0};
 #pragma unroll
     for (int warp = 0; warp < kPersistentWarps; ++warp) {
-      const float2 part = reinterpret_cast<const float2*>(address(pair, warp))[half];
+      const float2 part = reinterpret_cast<const float2*>(address(tile_product, warp))[half];
       sum.x += part.x, sum.y += part.y;
     }
     return sum;
   }
 
  private:
-  __device__ __forceinline__ float4* address(int pair, int warp) const {
-    return memory_ + (pair * kPersistentWarps + warp) * kLanes + thread_index() % kLanes;
+  __device__ __forceinline__ float4* address(int tile_product, int warp) const {
+    return memory_ + (tile_product * kPersistentWarps + warp) * kLanes + thread_index() % kLanes;
   }
 
   float4* memory_;

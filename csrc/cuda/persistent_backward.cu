@@ -6,16 +6,16 @@
 namespace fusedlstm::cuda {
 namespace {
 
-// Traits: PersistentTraits, and the parts in which k-blocks of the state are loaded, each while the one
+// Traits: PersistentTraits, and the stages in which k-blocks of the state are loaded, each while the one
 // before is multiplied.
 template <class Traits>
-constexpr int kParts = Traits::kKBlocks > 16  ? 4
-                       : Traits::kKBlocks > 8 ? 2
-                                              : 1;
+constexpr int kStages = Traits::kKBlocks > 16  ? 4
+                        : Traits::kKBlocks > 8 ? 2
+                                               : 1;
 template <class Traits>
-constexpr int kCount = Traits::kKBlocks / kParts<Traits>;
+constexpr int kCount = Traits::kKBlocks / kStages<Traits>;
 template <class Traits>
-constexpr int kBuffers = kParts<Traits> > 1 ? 2 : 1;
+constexpr int kBuffers = kStages<Traits> > 1 ? 2 : 1;
 constexpr int kTileUnits = units_of_tile(Pass::backward);
 
 // Kernel
@@ -92,8 +92,8 @@ __device__ __forceinline__ Cell<IO> load_cell(const PersistentBackwardArgs& args
   return cell;
 }
 
-// The gradient of a cell's gates, zero in a row that takes no part. grad_h_t is passed back by the next step;
-// grad_c_t, of the cell state after the step, is replaced by that before it.
+// The gradient of a cell's gates, zero in a row that takes no part. grad_h_t is passed back by the next
+// step; grad_c_t, of the cell state after the step, is replaced by that before it.
 template <class IO>
 __device__ __forceinline__ Gates<float> update_cell(const PersistentBackwardArgs& args, const Cell<IO>& cell,
                                                     float grad_h_t, float& grad_c_t) {
@@ -193,32 +193,32 @@ __device__ __forceinline__ void multiply_state(const PersistentBackwardArgs& arg
                                                int done, int first_tile) {
   const PersistentPlan& plan = args.plan;
   ring.template load<0>(done - 1, first_tile, buffers[0]);
-  const auto multiply = [&]<int part>(int tile) {
-    constexpr int kFirst = part * kCount<Traits>;
-    auto& current = buffers[kParts<Traits> > 1 ? part % 2 : 0];
-    if constexpr (kParts<Traits> > 1) {
-      constexpr int kNext = (part + 1) % kParts<Traits>;
+  const auto multiply = [&]<int stage>(int tile) {
+    constexpr int kFirst = stage * kCount<Traits>;
+    auto& current = buffers[kStages<Traits> > 1 ? stage % 2 : 0];
+    if constexpr (kStages<Traits> > 1) {
+      constexpr int kNext = (stage + 1) % kStages<Traits>;
       if (const int next = tile + (kNext == 0); next < plan.row_tiles_per_chunk)
         ring.template load<kNext * kCount<Traits>>(done - 1, first_tile + next, buffers[kNext % 2]);
     }
     ring.template poll<kFirst>(done - 1, first_tile + tile, current);
     weights.template multiply<kFirst>(current, [&](int weight_tile, int, const float (&sum)[4]) {
-      const int pair = tile * plan.weight_tiles + weight_tile;
+      const int tile_product = tile * plan.weight_tiles + weight_tile;
       if constexpr (kFirst == 0) {
-        partials.put(pair, sum);
+        partials.put(tile_product, sum);
       } else {
-        partials.add(pair, sum);
+        partials.add(tile_product, sum);
       }
     });
   };
   for (int tile = 0; tile < plan.row_tiles_per_chunk; ++tile) {
     multiply.template operator()<0>(tile);
-    if constexpr (kParts<Traits> > 1) multiply.template operator()<1>(tile);
-    if constexpr (kParts<Traits> > 2) {
+    if constexpr (kStages<Traits> > 1) multiply.template operator()<1>(tile);
+    if constexpr (kStages<Traits> > 2) {
       multiply.template operator()<2>(tile);
       multiply.template operator()<3>(tile);
     }
-    if (kParts<Traits> == 1 && tile + 1 < plan.row_tiles_per_chunk)
+    if (kStages<Traits> == 1 && tile + 1 < plan.row_tiles_per_chunk)
       ring.template load<0>(done - 1, first_tile + tile + 1, buffers[0]);
   }
 }

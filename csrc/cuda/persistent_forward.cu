@@ -76,15 +76,15 @@ __device__ __forceinline__ void multiply_state(const PersistentForwardArgs& args
   if (tile < plan.row_tiles_per_chunk) multiply.template operator()<1>(tile);
 }
 
-// Activates the gates, whose partial sums begin at `pair`, and makes c_t and h.
+// Activates the gates, whose partial sums begin at `tile_product`, and makes c_t and h.
 template <class IO>
 __device__ __forceinline__ void update_cells(const PersistentForwardArgs& args, const Partials& partials,
-                                             int pair, const float2* cell_states, int chunk,
+                                             int tile_product, const float2* cell_states, int chunk,
                                              const float (&bias)[4], const LaneCells& cells, int unit,
                                              float (&gates)[2][4], float (&c_t)[2], float (&h)[2]) {
   const int64_t H = args.size.hidden;
-  const float4 if_sum = partials.total(pair);
-  const float4 go_sum = partials.total(pair + 1);
+  const float4 if_sum = partials.total(tile_product);
+  const float4 go_sum = partials.total(tile_product + 1);
   const float sums[2][4] = {{if_sum.x, if_sum.z, go_sum.x, go_sum.z},
                             {if_sum.y, if_sum.w, go_sum.y, go_sum.w}};
   const float2 c_before = cell_states[chunk * kThreads + thread_index()];
