@@ -56,7 +56,7 @@ BARRIER = "      block_barrier();\n"
 # test_protocol.py shows a missing fence without flags: on the emulator a store that is late for one block is late for
 # all.
 FAULTS = {
-    "one_slot": Fault(EXCHANGE, "(state & (Traits::kSlots - 1))", "(state & 0)"),
+    "one_slot": Fault(EXCHANGE, "(state_index & (Traits::kSlots - 1))", "(state_index & 0)"),
     "no_release": Fault(EXCHANGE, "store_release(flags_", "store_relaxed(flags_"),
     "waits_for_one_block": Fault(EXCHANGE, "member <= last", "member <= first"),
     "reads_before_it_is_published": Fault(EXCHANGE, "load_relaxed(flag) < count", "load_relaxed(flag) + 1 < count"),
