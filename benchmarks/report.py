@@ -288,14 +288,10 @@ def _mean(speedups: Sequence[float]) -> str:
 def _lowest(found: dict[Key, Group]) -> list[str]:
     """The lowest speed-up over nn.LSTM, with its case."""
     pairs = [(value, key) for key, group in found.items() if (value := ratio(group, TORCH)) is not None]
-    return (
-        [
-            f"Lowest over nn.LSTM: {digits(value)} ({case}, {mode}, {dtype})"
-            for value, (dtype, mode, _, case) in [min(pairs)]
-        ]
-        if pairs
-        else []
-    )
+    if not pairs:
+        return []
+    value, (dtype, mode, _, case) = min(pairs)
+    return [f"Lowest over nn.LSTM: {digits(value)} ({case}, {mode}, {dtype})"]
 
 
 def figure(machines: Sequence[Sequence[Row]]) -> str:

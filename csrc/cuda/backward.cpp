@@ -15,7 +15,7 @@ bool try_persistent(const LayerCall& call, const OutputGradients& grads, const S
   const PersistentMemory memory(call, weight_hh);
   const Tensor bias = call.new_compute({D, call.plan.persistent->groups, 4 * H});
   out.c0 = call.new_io({D, N, H});
-  out.grad_gates_first = call.new_io({D, N, 4 * H});
+  out.gates_first = call.new_io({D, N, 4 * H});
   const bool launched = backward_persistent({.size = call.kernel_sizes,
                                              .plan = *call.plan.persistent,
                                              .exchange = memory.exchange,
@@ -30,7 +30,7 @@ bool try_persistent(const LayerCall& call, const OutputGradients& grads, const S
                                              .grad_c0 = out.c0.data_ptr(),
                                              .grad_gates = out.gates.data_ptr(),
                                              .grad_bias = pointer<float>(bias),
-                                             .grad_gates_first = out.grad_gates_first.data_ptr()},
+                                             .grad_gates_first = out.gates_first.data_ptr()},
                                             call.type(), call.stream());
   if (launched) out.bias = bias;
   return launched;
@@ -42,7 +42,7 @@ void run_stepwise(const LayerCall& call, const OutputGradients& grads, const Sav
   const auto& [T, N, I, H, P, D] = layer.size;
   const Tensor grad_c =
       grads.c_n ? call.converted(*grads.c_n, call.compute) : new_zeros(layer.x, {D, N, H}, call.compute);
-  out.grad_gates_first = new_zeros(layer.x, {D, N, 4 * H});
+  out.gates_first = new_zeros(layer.x, {D, N, 4 * H});
   const Tensor grad_h = call.new_compute({D, N, H});
   std::optional<Tensor> weight_hr;
   if (layer.projected) {
@@ -62,7 +62,7 @@ void run_stepwise(const LayerCall& call, const OutputGradients& grads, const Sav
                     .grad_h_t = nullptr,
                     .grad_c_t = grad_c.data_ptr(),
                     .grad_gates = out.gates.data_ptr(),
-                    .grad_gates_step = out.grad_gates_first.data_ptr(),
+                    .grad_gates_step = out.gates_first.data_ptr(),
                     .unprojected = pointer<void>(out.unprojected)};
   // With a projection the product is added to out.projected, which holds the part from the outputs.
   Product gates_to_hidden{.m = N,

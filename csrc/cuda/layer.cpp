@@ -43,17 +43,16 @@ Tensor gradient_of_h0(const LayerCall& call, const RecurrenceGradients& recurren
   const bool handed_through = call.layer.lengths && grad_h_n;
   if (handed_through)
     seed_grad_h0(call.kernel_sizes, grad_h_n->data_ptr(), grad_h0.data_ptr(), call.type(), call.stream());
-  call.context.multiply(
-      {.m = N,
-       .n = P,
-       .k = 4 * H,
-       .a = {.data = recurrence.grad_gates_first.data_ptr(), .stride = 4 * H, .next = N * 4 * H},
-       .b = {.data = weight_hh.data_ptr(), .stride = P, .next = 4 * H * P},
-       .c = grad_h0.data_ptr(),
-       .c_stride = P,
-       .c_next = N * P,
-       .accumulate = handed_through,
-       .batch = D});
+  call.context.multiply({.m = N,
+                         .n = P,
+                         .k = 4 * H,
+                         .a = {.data = recurrence.gates_first.data_ptr(), .stride = 4 * H, .next = N * 4 * H},
+                         .b = {.data = weight_hh.data_ptr(), .stride = P, .next = 4 * H * P},
+                         .c = grad_h0.data_ptr(),
+                         .c_stride = P,
+                         .c_next = N * P,
+                         .accumulate = handed_through,
+                         .batch = D});
   return grad_h0;
 }
 

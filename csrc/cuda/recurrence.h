@@ -14,10 +14,11 @@ void run_forward_steps(const LayerCall& call, const Tensor& weight_hh, const Ten
 // What the backward recurrence leaves to the products over all steps.
 struct RecurrenceGradients {
   Tensor gates;                // [T, N, D*4H]
-  Tensor grad_gates_first;     // [D, N, 4H]  of each row's first step; zero where h0 does not reach it
+  Tensor gates_first;          // [D, N, 4H]  of each row's first step; zero where h0 does not reach it
   Tensor c0;                   // [D, N, H]
   std::optional<Tensor> bias;  // [D, groups, 4H] compute   where the persistent launch has summed them
-  // With a projection, in order of steps: the gradient of the projected states and the states before it.
+  // With a projection, in order of steps: the gradient of the projected states, and the states before their
+  // projection.
   std::optional<Tensor> projected, unprojected;  // [D, T, N, P], [D, T, N, H]
 };
 RecurrenceGradients run_backward_steps(const LayerCall& call, const OutputGradients& grads,

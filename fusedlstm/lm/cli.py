@@ -86,7 +86,7 @@ def _flag(field: str) -> str:
 
 
 def _default(field: str) -> str:
-    """Return the default of a TrainConfig field for the help text; nothing if the lm extra is not installed."""
+    """The default of a TrainConfig field, as the help shows it; nothing if the lm extra is not installed."""
     try:
         from fusedlstm.lm import TrainConfig
     except ModuleNotFoundError:
