@@ -218,6 +218,29 @@ def test_direct_callers_get_an_error(change, message):
         _forward(*change(_arguments("cpu")))
 
 
+@pytest.mark.parametrize("name", ["grad_y", "grad_h_n", "grad_c_n", "grad_cells", "y", "cells", "gates"])
+def test_direct_callers_of_the_backward_pass_get_an_error(name, device):
+    args = _arguments(device)
+    y, h_n, c_n, cells, gates = _forward(*args)
+    grads = {"grad_y": y, "grad_h_n": h_n, "grad_c_n": c_n, "grad_cells": cells}
+    saved = {"y": y, "cells": cells, "gates": gates}
+    for of_name in (grads, saved):
+        if name in of_name:
+            of_name[name] = of_name[name][..., :-1]
+    with pytest.raises(RuntimeError, match=rf"{name} must be \[\d, 3, (6|24)\], got \[\d, 3, (5|23)\]"):
+        _ops.lstm_backward(*grads.values(), *args, *saved.values(), True, True, [1] * 4)
+    if name == "y":
+        with pytest.raises(RuntimeError, match=r"y must be \[4, 3, 6\], got \[4, 3, 5\]"):
+            _ops.lstm_recompute(*args, saved["y"])
+
+
+def test_the_backward_pass_needs_a_truth_value_for_each_weight(device):
+    args = _arguments(device)
+    y, *_, cells, gates = _forward(*args)
+    with pytest.raises(RuntimeError, match="need_weights must have 4 entries, got 3"):
+        _ops.lstm_backward(y, None, None, None, *args, y, cells, gates, True, True, [1] * 3)
+
+
 def test_kept_gates_have_no_gradient():
     x, h0, c0, weights, *_ = _arguments("cpu")
     *outputs, gates = _forward(x.requires_grad_(), h0, c0, weights, None, None, False)
