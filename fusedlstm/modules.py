@@ -1,20 +1,20 @@
 """The modules: LSTM and LSTMCell, drop-in replacements of torch.nn.LSTM and torch.nn.LSTMCell."""
 
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedlstm import functional, ops, packing
-
-State = tuple[Tensor, Tensor]
+from fusedlstm import arguments, functional, ops, tracers
+from fusedlstm.arguments import State
 
 _CELL_OPTIONS = ops.LayerOptions(cpu_autocast=False)
 
 
-class LSTM(nn.RNNBase):
-    """``nn.LSTM`` with fused kernels: the same arguments, parameters, ``state_dict`` and results.
+class LSTM(nn.LSTM):
+    """An ``nn.LSTM`` with fused kernels: the same arguments, parameters, ``state_dict`` and results.
 
     Differences from ``nn.LSTM``:
 
@@ -51,7 +51,7 @@ class LSTM(nn.RNNBase):
         (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
 
-    recompute: bool = False  # replace_lstm changes the class of a module and does not call __init__
+    recompute: bool = False  # the default, of modules that replace_lstm has changed too
 
     def __init__(
         self,
@@ -69,7 +69,6 @@ class LSTM(nn.RNNBase):
         recompute: bool = False,
     ) -> None:
         super().__init__(
-            "LSTM",
             input_size,
             hidden_size,
             num_layers,
@@ -81,16 +80,40 @@ class LSTM(nn.RNNBase):
             device=device,
             dtype=dtype,
         )
-        self.recompute = recompute
+        if recompute:  # a subclass may use the name for something else
+            self.recompute = True
 
     def _get_name(self) -> str:
         return f"fusedlstm.{type(self).__name__}"  # so that the repr of a model shows what was swapped
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        tracers.refuse_script("LSTM")
+
     def extra_repr(self) -> str:
-        return super().extra_repr() + (", recompute=True" if self.recompute else "")
+        return super().extra_repr() + (", recompute=True" if self.recompute is True else "")
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels need no common buffer, into which ``nn.LSTM`` moves its parameters."""
+
+    @property  # type: ignore[override]
+    def _flat_weights(self) -> tuple[Tensor | None, ...]:
+        """The weights in the order of ``parameters()``, looked up by name: ``nn.LSTM`` keeps a second list of them."""
+        return tuple(getattr(self, name, None) for name in self._flat_weights_names)
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: Iterable[Tensor | None]) -> None:
+        weights, names = list(weights), self._flat_weights_names
+        if len(weights) != len(names):
+            raise ValueError(f"lstm: _flat_weights must be {len(names)} tensors, as parameters(), got {len(weights)}")
+        for name, weight in zip(names, weights, strict=True):
+            if weight is not getattr(self, name, None):
+                setattr(self, name, weight)
+
+    def _init_flat_weights(self) -> None:
+        self._flat_weight_refs = [None] * len(self._flat_weights_names)  # for the list that nn.LSTM would keep
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super(nn.RNNBase, self).__setattr__(name, value)  # without RNNBase's, which writes into that list
 
     @overload
     def forward(
@@ -132,11 +155,10 @@ class LSTM(nn.RNNBase):
         resets: None = None,
         return_states: Literal[False] = False,
     ) -> tuple[PackedSequence, State]: ...
-    def forward(
+    def forward(  # options by name, as the overloads say; torch.onnx.export(dynamo=False) passes defaults by position
         self,
         input: Tensor | PackedSequence,
         hx: State | None = None,
-        *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
         return_states: bool = False,
@@ -201,76 +223,20 @@ class LSTM(nn.RNNBase):
             ...     output.square().mean().backward()
             ...     state = tuple(s.detach() for s in state)
         """
-        weights = [getattr(self, name) for name in self._flat_weights_names]
-        if isinstance(input, PackedSequence):
-            self._check_input(input.data, weights[0], packed=True)
-            state = self._initial_state(hx, input.data, packing.batch_size(input, hx), batched=True)
-            options = {"lengths": lengths, "resets": resets, "return_states": return_states}
-            output, state = self._run(input, self.permute_hidden(state, input.sorted_indices), weights, **options)
-            return output, self.permute_hidden(state, input.unsorted_indices)
-
-        self._check_input(input, weights[0], packed=False)
-        batch_dim, steps_dim = (0, 1) if self.batch_first else (1, 0)
-        if resets is not None:
-            _check_resets(resets, input)
-        if input.dim() == 3:
-            N = input.shape[batch_dim]
-            state = self._initial_state(hx, input, N, batched=True)
-            if lengths is not None:
-                lengths = _check_lengths(lengths, input, N, input.shape[steps_dim])
-            return self._run(input, state, weights, lengths=lengths, resets=resets, return_states=return_states)
-        if lengths is not None:
-            raise ValueError("lstm: lengths must come with a batch, got one sequence; cut it with input[:length]")
-        state = self._initial_state(hx, input, 1, batched=False)
-        resets = None if resets is None else resets.unsqueeze(batch_dim)
-        output, *states = self._run(
-            input.unsqueeze(batch_dim), state, weights, resets=resets, return_states=return_states
-        )
-        # The batch is dimension 1 of (h_n, c_n) and 2 of (h_all, c_all).
-        return output.squeeze(batch_dim), *((h.squeeze(dim), c.squeeze(dim)) for dim, (h, c) in enumerate(states, 1))
+        if not tracers.is_tracing():
+            return _forward(self, input, hx, lengths, resets, return_states)
+        with tracers.sizes_may_be_compared():
+            if not tracers.in_old_onnx_export():
+                return _forward(self, input, hx, lengths, resets, return_states)
+            arguments.require_nn_lstms_arguments(lengths, resets, return_states)
+            return super().forward(input, hx)  # recorded as torch's LSTM, which the exporter turns into ONNX's
 
     if TYPE_CHECKING:  # a call is nn.Module's, typed as forward
         __call__ = forward
 
-    def permute_hidden(self, hx: State, permutation: Tensor | None) -> State:  # type: ignore[override]
-        """Reorders the batch of both states, as ``nn.LSTM.permute_hidden`` does."""
-        return hx if permutation is None else (hx[0].index_select(1, permutation), hx[1].index_select(1, permutation))
 
-    def _run(self, input: Any, state: State, weights: list[Tensor], **options: Any) -> Any:
-        return functional.lstm(
-            input,
-            state,
-            weights,
-            num_layers=self.num_layers,
-            bidirectional=self.bidirectional,
-            dropout=self.dropout,
-            training=self.training,
-            batch_first=self.batch_first,
-            recompute=self.recompute,
-            **options,
-        )
-
-    def _check_input(self, input: Any, weight: Tensor, packed: bool) -> None:
-        _check_tensor("lstm", "input", input)
-        if packed:
-            layout = f"a PackedSequence of [steps, {self.input_size}] data"
-        else:
-            first = "batch, steps" if self.batch_first else "steps, batch"
-            layout = f"[{first}, {self.input_size}] (or [steps, {self.input_size}] unbatched)"
-        if input.dim() not in ((2,) if packed else (2, 3)) or input.shape[-1] != self.input_size:
-            raise ValueError(f"lstm: input must be {layout}, got {list(input.shape)}")
-        _check_like("lstm", "input", input, "the parameters", weight)
-
-    def _initial_state(self, hx: Any, input: Tensor, batch: int, batched: bool) -> State:
-        states = self.num_layers * (2 if self.bidirectional else 1)
-        shapes = (states, batch, self.proj_size or self.hidden_size), (states, batch, self.hidden_size)
-        if hx is None:
-            return input.new_zeros(shapes[0]), input.new_zeros(shapes[1])
-        return _check_state("lstm", hx, input, shapes, batch_dim=None if batched else 1)
-
-
-class LSTMCell(nn.RNNCellBase):
-    """``nn.LSTMCell`` with the fused kernel: one step, the same arguments, parameters and results.
+class LSTMCell(nn.LSTMCell):
+    """An ``nn.LSTMCell`` with the fused kernel: one step, the same arguments, parameters and results.
 
     Args:
         input_size: features I of the input.
@@ -287,18 +253,11 @@ class LSTMCell(nn.RNNCellBase):
         >>> h, c = cell(torch.randn(3, 10), (h, c))
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
-
     def _get_name(self) -> str:
         return f"fusedlstm.{type(self).__name__}"
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        tracers.refuse_script("LSTMCell")
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         """Runs one step.
@@ -314,90 +273,94 @@ class LSTMCell(nn.RNNCellBase):
             TypeError: ``input`` or ``hx`` is of the wrong type.
             ValueError: a shape, dtype or device does not fit; the text names the argument.
         """
-        _check_tensor("lstm_cell", "input", input)
-        if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
-            raise ValueError(
-                f"lstm_cell: input must be [batch, {self.input_size}] (or [{self.input_size}] unbatched),"
-                f" got {list(input.shape)}"
-            )
-        _check_like("lstm_cell", "input", input, "the parameters", self.weight_ih)
-        batch = input if input.dim() == 2 else input[None]
-        shape = (batch.shape[0], self.hidden_size)
-        if hx is None:
-            h0 = c0 = input.new_zeros(shape)
-        else:
-            h0, c0 = _check_state("lstm_cell", hx, input, (shape, shape), batch_dim=None if input.dim() == 2 else 0)
-        weights = [self.weight_ih, self.weight_hh]
-        if self.bias:
-            weights += [self.bias_ih, self.bias_hh]
-        _, h, c, _ = ops.lstm_layer(batch[None], h0[None], c0[None], weights, _CELL_OPTIONS)
-        return (h[0], c[0]) if input.dim() == 2 else (h[0, 0], c[0, 0])
+        if not tracers.is_tracing():
+            return _cell_forward(self, input, hx)
+        with tracers.sizes_may_be_compared():
+            return super().forward(input, hx) if tracers.in_old_onnx_export() else _cell_forward(self, input, hx)
 
     if TYPE_CHECKING:  # a call is nn.Module's, typed as forward
         __call__ = forward
 
 
-def _check_tensor(function: str, name: str, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
+# Functions rather than methods: a subclass of the user's may have a method of any name.
 
 
-def _check_like(function: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    if value.dtype != other.dtype and not ops.autocasts(value, other):
-        remedy = f"; use {name}.to({other.dtype})" if other.is_floating_point() else ""
-        raise ValueError(
-            f"{function}: {name} must have the dtype of {other_name}, {other.dtype}, got {value.dtype}{remedy}"
+def _forward(
+    lstm: LSTM, input: Any, hx: Any, lengths: Tensor | None, resets: Tensor | None, return_states: bool
+) -> Any:
+    weights = [getattr(lstm, name) for name in lstm._flat_weights_names]
+    if isinstance(input, PackedSequence):
+        state = arguments.check_arguments(lstm, input.data, hx, weights[0], input)
+        state = lstm.permute_hidden(state, input.sorted_indices)
+        output, state = _run(lstm, input, state, weights, lengths, resets, return_states)
+        return output, lstm.permute_hidden(state, input.unsorted_indices)
+
+    state = arguments.check_arguments(lstm, input, hx, weights[0])
+    if hx is not None:
+        state = lstm.permute_hidden(state, None)  # for a subclass, as below: nn.LSTM calls it so
+    batch_dim, steps_dim = (0, 1) if lstm.batch_first else (1, 0)
+    if resets is not None:
+        arguments.check_resets(resets, input)
+    if input.dim() == 3:
+        if lengths is not None:
+            lengths = arguments.check_lengths(lengths, input, input.shape[batch_dim], input.shape[steps_dim])
+        output, last, *states = _run(lstm, input, state, weights, lengths, resets, return_states)
+        return output, lstm.permute_hidden(last, None), *states
+    if lengths is not None:
+        raise ValueError("lstm: lengths must come with a batch, got one sequence; cut it with input[:length]")
+    resets = None if resets is None else resets.unsqueeze(batch_dim)
+    output, last, *states = _run(lstm, input.unsqueeze(batch_dim), state, weights, None, resets, return_states)
+    last = lstm.permute_hidden((last[0].squeeze(1), last[1].squeeze(1)), None)
+    return output.squeeze(batch_dim), last, *((h_all.squeeze(2), c_all.squeeze(2)) for h_all, c_all in states)
+
+
+def _run(
+    lstm: LSTM,
+    input: Any,
+    state: State,
+    weights: list[Tensor],
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    return_states: bool,
+) -> Any:
+    return functional.lstm(
+        input,
+        state,
+        weights,
+        num_layers=lstm.num_layers,
+        bidirectional=lstm.bidirectional,
+        dropout=lstm.dropout,
+        training=lstm.training,
+        batch_first=lstm.batch_first,
+        lengths=lengths,
+        resets=resets,
+        return_states=return_states,
+        recompute=lstm.recompute is True,  # a subclass may use the name for something else
+    )
+
+
+def _cell_forward(cell: LSTMCell, input: Any, hx: Any) -> State:
+    arguments.check_tensor("lstm_cell", "input", input)
+    if input.dim() not in (1, 2) or input.shape[-1] != cell.input_size:
+        raise arguments.ShapeError(
+            f"lstm_cell: input must be [batch, {cell.input_size}] (or [{cell.input_size}] unbatched),"
+            f" got {list(input.shape)}"
         )
-    _check_device(function, name, value, other_name, other)
-
-
-def _check_device(function: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    if value.device != other.device:
-        raise ValueError(
-            f"{function}: {name} must be on the device of {other_name}, {other.device}, got {value.device};"
-            f" use {name}.to({str(other.device)!r})"
+    arguments.check_like("lstm_cell", "input", input, "the parameters", cell.weight_ih)
+    batch = input if input.dim() == 2 else input[None]
+    shape = (batch.shape[0], cell.hidden_size)
+    if hx is None:
+        h0 = c0 = input.new_zeros(shape)
+    else:
+        h0, c0 = arguments.check_state(
+            "lstm_cell", hx, input, (shape, shape), batch_dim=None if input.dim() == 2 else 0
         )
+    weights = [cell.weight_ih, cell.weight_hh]
+    if cell.bias:
+        weights += [cell.bias_ih, cell.bias_hh]
+    _, h, c, _ = ops.lstm_layer(batch[None], h0[None], c0[None], weights, _CELL_OPTIONS)
+    return (h[0], c[0]) if input.dim() == 2 else (h[0, 0], c[0, 0])
 
 
-def _check_lengths(lengths: Any, input: Tensor, N: int, T: int) -> Tensor:
-    """lengths as int64 on the device of input; their values are checked only if no host synchronisation is needed."""
-    _check_tensor("lstm", "lengths", lengths)
-    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise TypeError(f"lstm: lengths must be integers, got {lengths.dtype}; use lengths.long()")
-    if list(lengths.shape) != [N]:
-        raise ValueError(f"lstm: lengths must be [{N}], one for each sequence of input, got {list(lengths.shape)}")
-    if lengths.device.type == "cpu" and N > 0 and not torch.compiler.is_compiling() and not ops.transformed():
-        low, high = (int(value) for value in lengths.aminmax())
-        if low < 0 or high > T:
-            raise ValueError(f"lstm: lengths must be in 0..{T}, the steps of input, got {low if low < 0 else high}")
-    converted: Tensor = lengths.to(device=input.device, dtype=torch.int64, non_blocking=True)
-    return converted
-
-
-def _check_resets(resets: Any, input: Tensor) -> None:
-    _check_tensor("lstm", "resets", resets)
-    if resets.dtype != torch.bool:
-        raise TypeError(f"lstm: resets must be bool, got {resets.dtype}; use resets.bool()")
-    if resets.shape != input.shape[:-1]:
-        raise ValueError(
-            f"lstm: resets must be {list(input.shape[:-1])}, one for each step of input, got {list(resets.shape)}"
-        )
-    _check_device("lstm", "resets", resets, "input", input)
-
-
-def _check_state(
-    function: str, hx: Any, input: Tensor, shapes: tuple[tuple[int, ...], ...], batch_dim: int | None
-) -> State:
-    """hx as two tensors of the given shapes; if batch_dim is given, hx lacks that dimension and it is inserted."""
-    if not isinstance(hx, tuple | list) or len(hx) != 2:
-        raise TypeError(f"{function}: hx must be a pair (h_0, c_0) of tensors, got {type(hx).__name__}")
-    checked = []
-    for index, (value, shape) in enumerate(zip(hx, shapes, strict=True)):
-        name = f"hx[{index}]"
-        _check_tensor(function, name, value)
-        expected = shape if batch_dim is None else shape[:batch_dim] + shape[batch_dim + 1 :]
-        if value.shape != expected:
-            raise ValueError(f"{function}: {name} must be {list(expected)} for this input, got {list(value.shape)}")
-        _check_like(function, name, value, "input", input)
-        checked.append(value if batch_dim is None else value.unsqueeze(batch_dim))
-    return checked[0], checked[1]
+tracers.let_dynamo_trace(LSTM)
+tracers.make_fx_leaves(LSTM, LSTMCell)

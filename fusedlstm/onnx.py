@@ -36,7 +36,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         >>> model, x, table = fusedlstm.LSTM(10, 20).eval(), torch.randn(5, 3, 10), translations()
         >>> program = torch.onnx.export(model, (x,), dynamo=True, custom_translation_table=table, verbose=False)
     """
-    return {_ops.lstm_inference.default: _layer, _ops.lstm_forward.default: _layer_and_kept}
+    return {_ops.lstm_inference.default: _layer, _ops.lstm_forward.default: _layer_and_states}
 
 
 def _layer(
@@ -64,21 +64,8 @@ def _layer(
     return y, h_n, c_n
 
 
-def _layer_and_kept(
-    x: Any,
-    h0: Any,
-    c0: Any,
-    weights: Sequence[Any],
-    lengths: Any,
-    resets: Any,
-    allow_tf32: bool,
-    keep_cells: bool,
-    keep_gates: bool,
-) -> tuple[Any, Any, Any, Any, Any]:
-    _require(not keep_cells, "return_states must be False", "True")
-    nothing: Any = ir.tensor([], dtype=ir.DataType.FLOAT)
-    empty = op.Constant(value=nothing)
-    return *_layer(x, h0, c0, weights, lengths, resets, allow_tf32), empty, empty
+def _layer_and_states(*arguments: Any) -> None:
+    _require(False, "return_states must be False", "True")
 
 
 def _in_onnx_order(weight: Any) -> Any:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fusedlstm import reference
+from fusedlstm import reference, tracers
 
 try:
     import fusedlstm._C as _C  # importing it registers the operators
@@ -111,16 +111,22 @@ def _run(
         return y, h_n, c_n, cells if keep_cells else None
     tf32 = x.is_cuda and x.dtype == torch.float32 and _tf32_allowed()
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, h0, c0, *weights))
-    if not (keep_cells or differentiable):
-        y, h_n, c_n = _ops.lstm_inference(x, h0, c0, weights, lengths, resets, tf32)
-        return y, h_n, c_n, None
-    # An exported program may never run backwards, so it keeps nothing for the backward pass.
-    keep_gates = differentiable and not options.recompute and not torch.compiler.is_exporting()
-    settings = (lengths, resets, tf32, keep_cells or keep_gates, keep_gates)
-    if differentiable and not torch.compiler.is_compiling():
+    inputs = x, h0, c0, weights, lengths, resets, tf32
+    # What is recorded may run later, in another grad mode; what is saved may never run backwards, and keeps no gates.
+    saved = tracers.is_tracing() or torch.compiler.is_exporting()
+    recorded = saved or torch.compiler.is_compiling()
+    if not (differentiable or keep_cells or recorded):
+        with torch._C._AutoDispatchBelowAutograd():  # without the Python code that asks whether a gradient is wanted
+            return *_ops.lstm_inference(*inputs), None
+    keep_gates = differentiable and not options.recompute and not saved
+    keep = keep_cells or keep_gates, keep_gates
+    if differentiable and not recorded:
+        settings = lengths, resets, tf32, *keep
         y, h_n, c_n, cells, _gates = _Layer.apply(settings, x, h0, c0, *weights)  # type: ignore[no-untyped-call]
+    elif any(keep):
+        y, h_n, c_n, cells, _gates = _ops.lstm_forward(*inputs, *keep)
     else:
-        y, h_n, c_n, cells, _gates = _ops.lstm_forward(x, h0, c0, weights, *settings)
+        y, h_n, c_n = _ops.lstm_inference(*inputs)
     return y, h_n, c_n, cells.to(x.dtype) if keep_cells else None
 
 
@@ -218,12 +224,14 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, h0, c0, weights, lengths, resets, ctx.allow_tf32, ctx.cells_kept, ctx.gates_kept = inputs
-    y, _h_n, _c_n, cells, gates = output
+    """For lstm_forward, and for lstm_inference, which has no cell states and gates among its results."""
+    x, h0, c0, weights, lengths, resets, ctx.allow_tf32, *keep = inputs
+    y, _h_n, _c_n, *kept = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(gates, *(() if ctx.cells_kept else (cells,)))
-    kept = (cells, gates) if ctx.gates_kept else (None, None)
-    ctx.save_for_backward(x, h0, c0, lengths, resets, y, *kept, *weights)
+    ctx.cells_kept, ctx.gates_kept = keep or (False, False)
+    ctx.mark_non_differentiable(*kept[ctx.cells_kept :])
+    cells, gates = kept if ctx.gates_kept else (None, None)
+    ctx.save_for_backward(x, h0, c0, lengths, resets, y, cells, gates, *weights)
 
 
 class _Layer(torch.autograd.Function):
@@ -255,10 +263,11 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
 def _gradients(
     ctx: Any, grads: Sequence[Tensor | None], needed: Sequence[bool], need_weights: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:
-    """Gradients of x, h0, c0 and the weights from those of y, h_n, c_n and the cell states."""
+    """Gradients of x, h0, c0 and the weights from those of y, h_n, c_n and, if they are results, the cell states."""
     x, h0, c0, lengths, resets, y, cells, gates, *weights = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph=True: the gradient itself will be differentiated
-        grad_x, grad_h0, grad_c0, *grad_weights = _differentiable_backward(
+    # The gradient will be differentiated itself (create_graph=True), or a transform runs over it.
+    if torch.is_grad_enabled() or transformed() or any(grad is not None and _is_batched(grad) for grad in grads):
+        grad_x, grad_h0, grad_c0, *grad_weights = _plain_backward(
             grads, (x, h0, c0, *weights), (*needed, *need_weights), lengths, resets
         )
         return grad_x, grad_h0, grad_c0, grad_weights
@@ -267,7 +276,7 @@ def _gradients(
         cells, gates = _ops.lstm_recompute(*inputs, y)
     need_x, need_h0, need_c0 = needed
     grad_x, grad_h0, grad_c0, grad_weights = _ops.lstm_backward(
-        *grads, *inputs, y, cells, gates, need_x, need_h0, [int(need) for need in need_weights]
+        *(*grads, None)[:4], *inputs, y, cells, gates, need_x, need_h0, [int(need) for need in need_weights]
     )
     return (
         grad_x if need_x else None,
@@ -277,26 +286,40 @@ def _gradients(
     )
 
 
-def _differentiable_backward(
+def _plain_backward(
     grads: Sequence[Tensor | None],
     inputs: Sequence[Tensor],
     needed: Sequence[bool],
     lengths: Tensor | None,
     resets: Tensor | None,
 ) -> list[Tensor | None]:
-    x, h0, c0, *weights = inputs
-    outputs = reference.layer(x, h0, c0, weights, lengths, resets)
-    pairs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
-    results = iter(
-        torch.autograd.grad(
-            [out for out, _ in pairs],
-            [tensor for tensor, need in zip(inputs, needed, strict=True) if need],
-            [grad for _, grad in pairs],
-            create_graph=True,
-            allow_unused=True,
-        )
-    )
+    """The gradients by plain torch, which can differentiate them and has the rules of all transforms."""
+
+    def run(*changed: Tensor) -> tuple[Tensor, ...]:
+        rest = iter(changed)
+        x, h0, c0, *weights = (next(rest) if need else tensor for tensor, need in zip(inputs, needed, strict=True))
+        outputs = reference.layer(x, h0, c0, weights, lengths, resets)
+        return tuple(out for out, grad in zip(outputs, grads, strict=False) if grad is not None)
+
+    wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
+    cotangents = tuple(grad for grad in grads if grad is not None)
+    if torch._C._are_functorch_transforms_active():
+        results = iter(torch.func.vjp(run, *wanted)[1](cotangents))
+    else:
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # With respect to views: an input may be the same tensor as another, or be computed from another, as the
+            # states of a cell in a loop are. A path to either input must not count for the other.
+            views = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in wanted]
+            outputs = run(*views)
+        results = iter(torch.autograd.grad(outputs, views, cotangents, create_graph=create_graph, allow_unused=True))
     return [next(results) if need else None for need in needed]
 
 
-torch.library.register_autograd("fusedlstm::lstm_forward", _backward, setup_context=_setup_context)
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether torch.autograd.grad(is_grads_batched=True) runs over this tensor, by a vmap that is not torch.func's."""
+    return torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
+for _name in ("lstm_forward", "lstm_inference"):
+    torch.library.register_autograd(f"fusedlstm::{_name}", _backward, setup_context=_setup_context)

@@ -4,11 +4,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from fusedlstm.tracers import is_tracing
+
 
 def batch_size(input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None) -> int:
     """Number of sequences N; from a shape if possible, since torch.compile cannot read values of ``batch_sizes``."""
     if input.sorted_indices is not None:
         return input.sorted_indices.shape[0]
+    if is_tracing():
+        return input.batch_sizes[0]  # type: ignore[return-value]  # int() would make it a constant of the trace
     N = int(input.batch_sizes[0])
     if hx is None or not torch.compiler.is_compiling():
         return N

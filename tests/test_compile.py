@@ -1,5 +1,7 @@
 """torch.compile of models whose LSTMs were swapped: one graph, any size, the results of eager mode."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -9,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fusedlstm
-from fusedlstm import ops
+from fusedlstm import ops, tracers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # the compiler's own
 
@@ -154,6 +156,91 @@ def test_cuda_graphs_by_the_compiler(cuda):
         call = (torch.randn(5, 3, 6, device=cuda),), {}
         got = [tensor.clone() for tensor in _outputs_and_gradients(compiled, model, call)]
         _assert_same(model, got, _outputs_and_gradients(model, model, call))
+
+
+class Mine(nn.LSTM):
+    """A subclass of the user's, and a method that nn.LSTM calls."""
+
+    def check_forward_args(self, input, hidden, batch_sizes):
+        assert hidden[0].dim() == 3
+        super().check_forward_args(input, hidden, batch_sizes)
+
+    def forward(self, input, hx=None):
+        return super().forward(2 * input, hx)
+
+
+class LastState(nn.Module):
+    """Asks for the class of its layer, as models for any kind of RNN do."""
+
+    def __init__(self, lstm):
+        super().__init__()
+        self.lstm = lstm
+
+    def forward(self, x):
+        y, state = self.lstm(x)
+        return y, state[0] if isinstance(self.lstm, nn.LSTM) else state
+
+
+@pytest.mark.parametrize(
+    "lstm",
+    [nn.LSTM(6, 8), Mine(6, 8), nn.utils.parametrizations.weight_norm(nn.LSTM(6, 8), "weight_hh_l0")],
+    ids=["plain", "subclass", "parametrized"],
+)
+def test_a_true_nn_lstm_is_compiled(lstm):
+    torch._dynamo.reset()
+    model = fusedlstm.replace_lstm(LastState(lstm))
+    assert isinstance(model.lstm, nn.LSTM)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = torch.randn(5, 3, 6)
+    got, expected = (_outputs_and_gradients(run, model, ((x,), {})) for run in (compiled, model))
+    _assert_same(model, got, expected)
+
+
+def test_plain_lstms_stay_as_torch_has_them():
+    torch._dynamo.reset()
+    x = torch.randn(5, 3, 6)
+    model = nn.ModuleList([fusedlstm.LSTM(6, 6), nn.LSTM(6, 6)])
+
+    def run(x):
+        return model[1](model[0](x)[0])[0]
+
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="RNN, GRU, or LSTM"):
+        torch.compile(run, fullgraph=True, backend="aot_eager")(x)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(run, backend="aot_eager")(x), run(x))
+    assert not torch._dynamo.config.allow_rnn
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # the compiler's
+def test_a_torch_without_that_place_breaks_the_graph_and_is_right(monkeypatch):
+    """As if VariableBuilder.wrap_module, in which the LSTMs are let through, had another name in a torch to come."""
+    from torch._dynamo.variables import builder
+
+    wrap_module = builder.VariableBuilder.wrap_module.__wrapped__  # torch's own
+    monkeypatch.setattr(builder.VariableBuilder, "wrap_module", wrap_module)
+    torch._dynamo.reset()
+    model, x = fusedlstm.replace_lstm(Model()), torch.randn(5, 3, 6)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="RNN, GRU, or LSTM"):
+        torch.compile(model, fullgraph=True, backend="aot_eager")(x)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    got, expected = (_outputs_and_gradients(run, model, ((x,), {})) for run in (compiled, model))
+    _assert_same(model, got, expected)
+    monkeypatch.delattr(builder.VariableBuilder, "wrap_module")
+    tracers.let_dynamo_trace(fusedlstm.LSTM)
+    assert not hasattr(builder.VariableBuilder, "wrap_module")
+
+
+@pytest.mark.parametrize("order", ["import torch._dynamo, fusedlstm", "import fusedlstm, torch._dynamo"])
+def test_the_compiler_may_be_imported_before_or_after(order):
+    code = f"""
+{order}
+import sys, torch
+lstm, x = fusedlstm.LSTM(3, 4), torch.randn(5, 2, 3)
+torch.testing.assert_close(torch.compile(lstm, fullgraph=True, backend="eager")(x), lstm(x))
+assert not any("fusedlstm" in type(finder).__module__ for finder in sys.meta_path)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 def test_a_layer_adds_less_than_a_second():

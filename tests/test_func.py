@@ -11,7 +11,10 @@ from torch.func import functional_call, grad, hessian, jvp, stack_module_state, 
 import fusedlstm
 
 # torch's forward-mode AD scripts its decompositions when it is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:`torch.jit.script` is deprecated:{category}")
+    for category in ("DeprecationWarning", "FutureWarning")  # of torch 2.13 and 2.14
+]
 
 OPTIONS = {
     "plain": {},
@@ -118,3 +121,92 @@ def test_hessian(device):
     expected = torch.autograd.functional.hessian(lambda x: _loss(module, dict(module.named_parameters()), x), x)
     torch.testing.assert_close(matrix, expected.reshape(9, 9))
     torch.testing.assert_close(matrix, matrix.T)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_batches_of_gradients(options, device):
+    """vmap over the backward pass of a graph that exists, as the vectorized Jacobian does."""
+    module, x = _module(device, **options), _random(4, 2, 3, device=device).requires_grad_()
+    y, (h_n, c_n) = module(x)
+    inputs = [x, *module.parameters()]
+    cotangents = [_random(6, *tensor.shape, device=device) for tensor in (y, h_n, c_n)]
+
+    def gradients(*cotangents, **how):
+        return torch.autograd.grad((y, h_n, c_n), inputs, cotangents, retain_graph=True, **how)
+
+    expected = [torch.stack(each) for each in zip(*map(gradients, *cotangents), strict=True)]
+    batched = gradients(*cotangents, is_grads_batched=True)
+    assert not any(grad.requires_grad for grad in batched)
+    torch.testing.assert_close(batched, tuple(expected))
+    torch.testing.assert_close(vmap(gradients)(*cotangents), tuple(expected))
+
+
+@pytest.mark.parametrize("function", ["jacobian", "hessian"])
+def test_vectorized(function, device):
+    module, x = _module(device, bidirectional=True), _random(3, 2, 3, device=device)
+    lengths = torch.tensor([2, 3], device=device)
+
+    def results(x):
+        y, (_, c_n) = module(x, lengths=lengths)
+        return y if function == "jacobian" else y.square().sum() + c_n.sum()
+
+    of = getattr(torch.autograd.functional, function)
+    torch.testing.assert_close(of(results, x, vectorize=True), of(results, x))
+
+
+class Penalised(nn.Module):
+    """Results whose LSTM gets inputs that depend on each other."""
+
+    def __init__(self, how):
+        super().__init__()
+        options = {"bidirectional": True, "num_layers": 2} if how == "tied" else {}
+        self.how, self.lstm, self.cell = how, nn.LSTM(4, 4, **options), nn.LSTMCell(4, 4)
+        if how == "tied":
+            self.lstm = nn.LSTM(8, 4, **options)
+            for name in ("weight_ih_l0_reverse", "weight_ih_l1", "weight_ih_l1_reverse"):
+                setattr(self.lstm, name, self.lstm.weight_ih_l0)
+
+    def forward(self, x):
+        if self.how == "cell_loop":
+            h = c = x.new_zeros(x.shape[1], 4)
+            for step in x:
+                h, c = self.cell(step, (h, c))
+            return h
+        if self.how == "tied":
+            return self.lstm(torch.cat([x, x], 2))[0]
+        hx = {"carried": self.lstm(x)[1], "same": (x[:1], x[:1]), "from_input": (x[:1].sin(), x[-1:].cos())}[self.how]
+        return self.lstm(x, hx)[0]
+
+
+@pytest.mark.parametrize("how", ["carried", "same", "from_input", "tied", "cell_loop"])
+def test_inputs_that_depend_on_each_other(how, device):
+    """Every path to an input counts once: in a second derivative, in a batch of gradients and in a tangent."""
+    plain = Penalised(how).to(device, torch.float64)
+    fused = fusedlstm.replace_lstm(copy.deepcopy(plain))
+    x, batch = _random(3, 2, 4, device=device), _random(5, 1, device=device)
+
+    def derivatives(model):
+        leaf = x.clone().requires_grad_()
+        wanted = [leaf, *(model.cell if how == "cell_loop" else model.lstm).parameters()]
+        first = torch.autograd.grad(model(leaf).square().sum(), wanted, create_graph=True)
+        second = torch.autograd.grad(sum(grad.square().sum() for grad in first), wanted)
+        y = model(leaf)
+        cotangents = batch.view(5, *[1] * y.dim()).expand(5, *y.shape) * y.detach()
+        batched = torch.autograd.grad(y, wanted, cotangents, is_grads_batched=True, retain_graph=True)
+        return (
+            first,
+            second,
+            batched,
+            jvp(lambda g: torch.autograd.grad(y, leaf, g)[0], (y.detach(),), (cotangents[0],)),
+        )
+
+    with _without_cudnn(device):
+        torch.testing.assert_close(derivatives(fused), derivatives(plain))
+
+
+def test_weights_frozen_after_the_forward_pass(device):
+    module, x = _module(device), _random(3, 2, 3, device=device).requires_grad_()
+    y, _ = module(x)
+    expected = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    module.requires_grad_(False)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x, create_graph=True), expected)

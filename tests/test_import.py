@@ -25,3 +25,9 @@ def test_importing_loads_no_second_openmp():
     )
     assert "omp" in _run(script.format("torch"))
     assert _run(script.format("fusedlstm")) == _run(script.format("torch"))
+
+
+def test_importing_leaves_the_compiler_alone():
+    """It takes a second to load; what is changed in it is changed when something else imports it."""
+    script = "import sys, {}; print(sorted({{'torch._dynamo', 'torch._inductor', 'torch.onnx'}} & set(sys.modules)))"
+    assert _run(script.format("fusedlstm")) == _run(script.format("torch")) == "[]\n"

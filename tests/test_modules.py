@@ -58,6 +58,38 @@ def test_bad_options_raise_what_nn_lstm_raises(arguments):
         fusedlstm.LSTM(*arguments)
 
 
+def test_classes_and_methods_of_nn_lstm():
+    ours, torchs = _pair(3, 4, 2, bidirectional=True, proj_size=2)
+    assert isinstance(ours, nn.LSTM)
+    assert isinstance(fusedlstm.LSTMCell(3, 4), nn.LSTMCell)
+    x, hx = torch.randn(5, 2, 3), (torch.randn(4, 2, 2), torch.randn(4, 2, 4))
+    for sizes in (None, torch.tensor([2, 2, 1])):
+        for name in ("get_expected_hidden_size", "get_expected_cell_size"):
+            assert getattr(ours, name)(x, sizes) == getattr(torchs, name)(x, sizes)
+    for module in (ours, torchs):
+        module.check_forward_args(x, hx, None)
+        with pytest.raises(RuntimeError, match=r"Expected hidden\[1\] size \(4, 2, 4\), got \[4, 2, 2\]"):
+            module.check_forward_args(x, (hx[0], hx[0]), None)
+    swapped = ours.permute_hidden(hx, torch.tensor([1, 0]))
+    assert all(map(torch.equal, swapped, (state.flip(1) for state in hx)))
+    assert [[id(w) for w in layer] for layer in ours.all_weights] == [
+        [id(getattr(ours, name)) for name in names] for names in ours._all_weights
+    ]
+
+
+def test_wrong_shapes_raise_what_nn_lstm_raises_too():
+    calls = [
+        (fusedlstm.LSTM(3, 4), (torch.randn(5, 2, 2),)),
+        (fusedlstm.LSTM(3, 4), (torch.randn(5, 2, 3), (torch.randn(1, 1, 4), torch.randn(1, 2, 4)))),
+        (fusedlstm.LSTMCell(3, 4), (torch.randn(2, 2),)),
+        (fusedlstm.LSTMCell(3, 4), (torch.randn(2, 3), (torch.randn(2, 3), torch.randn(2, 4)))),
+    ]
+    for module, call in calls:
+        for error in (ValueError, RuntimeError):
+            with pytest.raises(error, match="must be"):
+                module(*call)
+
+
 def test_dropout_of_a_single_layer_warns_as_nn_lstm_does():
     with pytest.warns(UserWarning, match="dropout option adds dropout after all but last"):
         fusedlstm.LSTM(3, 4, dropout=0.5)

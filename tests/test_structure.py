@@ -21,12 +21,14 @@ MAY_IMPORT = {
     "lm": {"info", "lm", "modules"},
     "info": {"_C", "__init__"},
     "onnx": {"ops"},
-    "swap": {"modules"},
-    "modules": {"functional", "ops", "packing"},
+    "swap": {"arguments", "modules"},
+    "modules": {"arguments", "functional", "ops", "tracers"},
+    "arguments": {"ops", "packing"},
     "functional": {"ops", "packing"},
-    "ops": {"_C", "reference"},
-    "packing": set(),
+    "ops": {"_C", "reference", "tracers"},
+    "packing": {"tracers"},
     "reference": set(),
+    "tracers": set(),
 }
 
 

@@ -2,13 +2,16 @@
 
 import copy
 import pickle
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fusedlstm
+from fusedlstm import functional
 
 
 class Tagger(nn.Module):
@@ -149,12 +152,12 @@ class Further(RestartingLSTM):
 
 
 @pytest.mark.parametrize("kind", [Further, RestartingLSTM])  # the subclass first, before its base is replaced
-def test_a_subclass_without_a_forward_of_its_own_is_replaced(kind):
+def test_a_subclass_stays_one_and_is_fused_too(kind):
     lstm, x, hx = kind(3, 4), torch.randn(5, 2, 3), (torch.randn(1, 2, 4), torch.randn(1, 2, 4))
     expected = [lstm(x, hx, restart)[0] for restart in (False, True)]
     fusedlstm.replace_lstm(lstm)
     assert isinstance(lstm, fusedlstm.LSTM)
-    assert isinstance(lstm, Resets)
+    assert isinstance(lstm, kind)
     assert repr(lstm) == f"fusedlstm.{kind.__name__}(3, 4)"
     for module in (lstm, copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm))):
         assert type(module) is type(lstm)
@@ -166,37 +169,281 @@ def test_a_subclass_without_a_forward_of_its_own_is_replaced(kind):
     torch.testing.assert_close(lstm(x, hx, True)[0], expected[1])
 
 
-class CallsSuper(nn.LSTM):
+class Busy(nn.LSTM):
+    """Its own code at every place, names that a subclass may well use, and super() behind a decorator."""
+
+    recompute = _run = _forward = _initial_state = _check_input = "mine"
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.checked = 0
+
+    def __setattr__(self, name, value):
+        assert name != "__class__"
+        super().__setattr__(name, value)
+
     def extra_repr(self):
         return super().extra_repr() + ", mine"
 
+    @torch.no_grad()
+    def reset_parameters(self):
+        super().reset_parameters()
+        for name, parameter in self.named_parameters():
+            if name.startswith("bias"):
+                parameter.zero_()
 
-class OwnForward(nn.LSTM):
+    def check_forward_args(self, input, hidden, batch_sizes):
+        self.checked += 1
+        super().check_forward_args(input, hidden, batch_sizes)
+
     def forward(self, input, hx=None):
-        return super().forward(2 * input, hx)
+        output, (h_n, c_n) = super().forward(input, hx)
+        return output, (-h_n, c_n)
 
 
-def test_what_cannot_be_replaced_is_left_and_reported():
-    wrapped = nn.LSTM(3, 4)
-    wrapped.forward = lambda *args, forward=wrapped.forward: forward(*args)
-    model = nn.ModuleDict(
-        {
-            "own": OwnForward(3, 4),
-            "super": CallsSuper(3, 4),
-            "complex": nn.LSTM(3, 4, dtype=torch.complex64),
-            "wrapped": wrapped,
-            "fine": nn.LSTM(3, 4),
-        }
-    )
-    reasons = r"own \(.*OwnForward.*; super \(.*CallsSuper.*; complex \(.*complex64.*; wrapped \(its forward is another"
-    with pytest.warns(UserWarning, match=f"left these modules as they are: {reasons}"):
+class BusyCell(nn.LSTMCell):
+    def forward(self, input, hx=None):
+        h, c = super().forward(2 * input, hx)
+        return -h, c
+
+
+def test_a_subclass_with_code_of_its_own(monkeypatch):
+    model = nn.ModuleList([Busy(3, 4), BusyCell(3, 4)])
+    x = torch.randn(5, 2, 3)
+    packed = pack_padded_sequence(x, torch.tensor([2, 5]), enforce_sorted=False)
+    lstm, cell = model
+    lstm.reset_parameters()
+
+    def results():
+        return lstm(x), lstm(x[:, 0]), lstm(packed), cell(x[0])
+
+    expected = results()
+    fusedlstm.replace_lstm(model)
+    assert isinstance(lstm, Busy)
+    assert isinstance(lstm, fusedlstm.LSTM)
+    assert isinstance(cell, BusyCell)
+    assert isinstance(cell, fusedlstm.LSTMCell)
+    torch.testing.assert_close(results(), expected)
+    calls, run = [], functional.lstm
+    monkeypatch.setattr(functional, "lstm", lambda *args, **options: calls.append(options) or run(*args, **options))
+    lstm(x)
+    assert calls[0]["recompute"] is False
+    assert lstm.checked == 5  # as nn.LSTM: once for each padded input
+    assert repr(lstm) == "fusedlstm.Busy(3, 4, mine)"
+    with pytest.raises(RuntimeError, match=r"Expected hidden\[1\] size \(1, 2, 4\), got \[1, 1, 4\]"):
+        lstm(x, (torch.zeros(1, 2, 4), torch.zeros(1, 1, 4)))
+    lstm.reset_parameters()
+    assert not lstm.bias_hh_l0.any()
+    another = type(lstm)(3, 4)
+    assert type(another) is type(lstm)
+    assert another.recompute == "mine"
+    assert another(x)[0].shape == (5, 2, 4)
+
+
+class NewArguments(nn.LSTM):
+    """Its copies are made with arguments."""
+
+    def __new__(cls, input_size, hidden_size):
+        return super().__new__(cls)
+
+    def __getnewargs__(self):
+        return self.input_size, self.hidden_size
+
+
+class Reduced(nn.LSTM):
+    """Its copies are made as it says itself."""
+
+    def __reduce__(self):
+        return self.__class__, (self.input_size, self.hidden_size), self.__getstate__()
+
+
+@pytest.mark.parametrize("kind", [NewArguments, Reduced, RestartingLSTM])
+def test_copies_of_a_swapped_subclass(kind):
+    lstm, x = fusedlstm.replace_lstm(kind(3, 4)), torch.randn(5, 2, 3)
+    protocols = range(2 if kind is NewArguments else 0, pickle.HIGHEST_PROTOCOL + 1)
+    copies = [pickle.loads(pickle.dumps(lstm, protocol)) for protocol in protocols]
+    for twin in (*copies, copy.copy(lstm), copy.deepcopy(lstm)):
+        assert type(twin) is type(lstm)
+        assert torch.equal(twin(x)[0], lstm(x)[0])
+    assert type(fusedlstm.restore_lstm(copies[-1])) is kind
+
+
+class Permuting(nn.LSTM):
+    def permute_hidden(self, hx, permutation):
+        return tuple(2 * state for state in super().permute_hidden(hx, permutation))
+
+
+@pytest.mark.parametrize("batched", [True, False], ids=["batched", "unbatched"])
+def test_a_subclass_that_changes_the_states(batched):
+    lstm, x = Permuting(3, 4), torch.randn(5, 2, 3)
+    hx = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
+    calls = [(x,), (x, hx)] if batched else [(x[:, 0],), (x[:, 0], (hx[0][:, 0], hx[1][:, 0]))]
+    expected = [lstm(*call) for call in calls]
+    fusedlstm.replace_lstm(lstm)
+    torch.testing.assert_close([lstm(*call) for call in calls], expected)
+
+
+class Own(nn.LSTM):
+    def forward(self, input, hx=None):  # torch's own code, of an earlier version
+        hx = hx or (torch.zeros(1, input.shape[1], 4),) * 2
+        self.check_forward_args(input, hx, None)
+        output, *state = torch._VF.lstm(input, hx, self._flat_weights, True, 1, 0.0, self.training, False, False)
+        return output, self.permute_hidden(tuple(state), None)
+
+
+def test_a_subclass_with_a_copy_of_torchs_code():
+    lstm, x = Own(3, 4), torch.randn(5, 2, 3)
+    expected = lstm(x)
+    torch.testing.assert_close(fusedlstm.replace_lstm(lstm)(x), expected)
+
+
+class Registered(nn.LSTM):
+    known: ClassVar = {}
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        cls.known[cls.__name__] = cls
+
+
+class Listed(Registered):
+    pass
+
+
+class Registry(type):
+    known: ClassVar = {}
+
+    def __init__(cls, name, bases, attributes):
+        super().__init__(name, bases, attributes)
+        cls.known[name] = cls
+
+
+class ListedByMetaclass(nn.LSTM, metaclass=Registry):
+    pass
+
+
+class Refusing(nn.LSTM):
+    """Raises when its class has been changed already."""
+
+    def _init_flat_weights(self):
+        super()._init_flat_weights()
+        if not isinstance(self._flat_weights, list):
+            raise RuntimeError("not a list")
+
+
+class Lazy(nn.modules.lazy.LazyModuleMixin, nn.LSTM):
+    cls_to_become = nn.LSTM
+
+    def __init__(self):
+        super().__init__(1, 4)
+        self.weight_ih_l0 = nn.UninitializedParameter()
+
+    def initialize_parameters(self, input, hx=None):
+        self.input_size = input.shape[-1]
+        self.weight_ih_l0.materialize((16, self.input_size))
+        self.reset_parameters()
+
+
+def _with_method(name):
+    lstm = nn.LSTM(3, 4)
+    method = getattr(lstm, name)
+    setattr(lstm, name, lambda *args: method(*args))
+    return lstm
+
+
+def _scripted():
+    return torch.jit.script(nn.Sequential(nn.LSTM(3, 4)))
+
+
+def _with_another_weight():
+    lstm = nn.LSTM(3, 4)
+    lstm._flat_weights[1] = torch.zeros(16, 4)
+    return lstm
+
+
+# What is left as it is: how to make it, and the reason given.
+LEFT = {
+    "complex": (lambda: nn.LSTM(3, 4, dtype=torch.complex64), "its dtype is torch.complex64"),
+    "forward": (lambda: _with_method("forward"), "its forward is another function"),
+    "registered": (lambda: Listed(3, 4), r"test_swap.Listed has an __init_subclass__"),
+    "metaclass": (lambda: ListedByMetaclass(3, 4), "test_swap.ListedByMetaclass has a metaclass of its own"),
+    "refusing": (lambda: Refusing(3, 4), "test_swap.Refusing raised RuntimeError: not a list"),
+    "checks": (lambda: _with_method("check_forward_args"), "its check_forward_args is another function"),
+    "lazy": (Lazy, "it is lazy; replace it after its first call"),
+    "another_weight": (_with_another_weight, "its _flat_weights hold another tensor than its weight_hh_l0"),
+    "scripted": (_scripted, "TorchScript has compiled it; replace its LSTMs before that"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is:FutureWarning")
+@pytest.mark.parametrize(("make", "reason"), LEFT.values(), ids=LEFT)
+def test_what_cannot_be_replaced_is_left_and_named(make, reason):
+    model = nn.ModuleDict({"before": nn.LSTM(3, 4), "left": make(), "after": nn.LSTMCell(3, 4)})
+    kind, registered = type(model["left"]), (dict(Registered.known), dict(Registry.known))
+    attributes = dict(vars(model["left"]))
+    with pytest.warns(UserWarning, match=rf"replace_lstm left these modules as they are: left \({reason}.*\)$"):
         fusedlstm.replace_lstm(model)
-    assert type(model["own"]) is OwnForward
-    assert type(model["super"]) is CallsSuper
-    assert type(model["wrapped"]) is nn.LSTM
-    model["wrapped"](torch.randn(5, 2, 3))
-    assert type(model["complex"]) is nn.LSTM
-    assert type(model["fine"]) is fusedlstm.LSTM
+    assert [type(module) for module in model.values()] == [fusedlstm.LSTM, kind, fusedlstm.LSTMCell]
+    assert (Registered.known, Registry.known) == registered
+    assert vars(model["left"]) == attributes
+    if kind is not nn.LSTM or "complex" not in reason:
+        model["left"](torch.randn(5, 2, 3))
+    if isinstance(model["left"], nn.LSTM) and kind is Lazy:  # torch has made it an nn.LSTM
+        assert isinstance(fusedlstm.replace_lstm(model)["left"], fusedlstm.LSTM)
+
+
+def test_an_error_leaves_the_model_as_it_was():
+    """Warnings are errors here, and this one is raised when all modules have been looked at."""
+    model = nn.ModuleDict(
+        {"fine": nn.LSTM(3, 4), "own": Busy(3, 4), "cell": nn.LSTMCell(3, 4), "left": _with_method("forward")}
+    )
+    x = torch.randn(5, 2, 3)
+    expected = model["fine"](x), model["own"](x)
+    with pytest.raises(UserWarning, match="left these modules"):
+        fusedlstm.replace_lstm(model)
+    assert [type(module) for module in model.values()] == [nn.LSTM, Busy, nn.LSTMCell, nn.LSTM]
+    torch.testing.assert_close((model["fine"](x), model["own"](x)), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("change", ["none", "load", "assign", "cast", "copy", "set", "set_before"])
+def test_the_list_of_weights_is_never_another(change):
+    """nn.LSTM computes with its list of weights, _flat_weights, which ours has not."""
+    lstm, other, x = nn.LSTM(3, 4), nn.LSTM(3, 4), torch.randn(5, 2, 3)
+    if change == "set_before":  # past the list, which nn.LSTM updates in its next call
+        lstm._parameters["weight_hh_l0"] = nn.Parameter(torch.zeros(16, 4))
+    fusedlstm.replace_lstm(lstm)
+    assert "_flat_weights" not in vars(lstm)
+    if change in ("load", "assign"):
+        lstm.load_state_dict(other.state_dict(), assign=change == "assign")
+    elif change == "cast":
+        lstm, x = lstm.half().double(), x.double()
+    elif change == "copy":
+        lstm = copy.deepcopy(lstm)
+    elif change == "set":
+        lstm._flat_weights = list(other.parameters())
+    assert lstm._flat_weights_names == other._flat_weights_names
+    assert all(one is two for one, two in zip(lstm._flat_weights, lstm.parameters(), strict=True))
+    assert all(one is two for one, two in zip(lstm.all_weights[0], lstm.parameters(), strict=True))
+    expected = lstm(x)
+    restored = fusedlstm.restore_lstm(lstm)
+    assert all(one is two for one, two in zip(restored._flat_weights, restored.parameters(), strict=True))
+    torch.testing.assert_close(restored(x), expected)
+
+
+def test_weights_put_into_the_list_take_effect_or_raise():
+    lstm, x = fusedlstm.LSTM(3, 4), torch.randn(5, 2, 3)
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        lstm._flat_weights[1] = torch.zeros(16, 4)
+    with pytest.raises(TypeError, match=r"cannot assign .* as parameter 'weight_ih_l0'"):
+        lstm._flat_weights = [torch.zeros_like(weight) for weight in lstm._flat_weights]
+    with pytest.raises(ValueError, match=r"_flat_weights must be 4 tensors, as parameters\(\), got 1"):
+        lstm._flat_weights = [lstm.weight_hh_l0]
+    weight_ih, _, *biases = lstm._flat_weights
+    before = lstm(x)[0]
+    lstm._flat_weights = [weight_ih, nn.Parameter(torch.zeros(16, 4)), *biases]
+    assert not lstm.weight_hh_l0.any()
+    assert not torch.equal(lstm(x)[0], before)
 
 
 class Mine(fusedlstm.LSTM):

@@ -59,8 +59,11 @@ def load_by_assignment(m):
 
 
 def swap(m):
-    m._flat_weight_refs = []  # torch refuses to swap tensors with weak references, which nn.LSTM holds
     torch.utils.swap_tensors(m.weight_hh_l0, nn.Parameter(torch.rand_like(m.weight_hh_l0)))
+
+
+def list_of_weights(m):
+    m._flat_weights = [nn.Parameter(weight * 0.5) for weight in m._flat_weights]
 
 
 def optimizer_step(m):
@@ -93,8 +96,8 @@ def through_vector(m):
 
 CHANGES = [
     in_place, slice_in_place, through_data, through_a_detached_view, through_numpy, new_data, set_storage,
-    new_parameter, load, load_by_assignment, swap, optimizer_step, other_type_and_back, initialized_again,
-    parametrized, pruned, through_vector,
+    new_parameter, load, load_by_assignment, swap, list_of_weights, optimizer_step, other_type_and_back,
+    initialized_again, parametrized, pruned, through_vector,
 ]  # fmt: skip
 
 

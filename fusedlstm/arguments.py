@@ -1,0 +1,132 @@
+"""Checks of the arguments of LSTM and LSTMCell: each error names the argument, what it must be and what it was."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fusedlstm import ops, packing
+
+State = tuple[Tensor, Tensor]
+
+
+class ShapeError(ValueError, RuntimeError):
+    """A shape does not fit: a ValueError by its nature, and a RuntimeError because ``nn.LSTM`` raises that."""
+
+
+_STATE_NAMES = "hx[0]", "hx[1]"
+_SIZES = "get_expected_hidden_size", "get_expected_cell_size"
+CHECKS = "check_forward_args", "check_input", "check_hidden_size", *_SIZES  # methods of nn.LSTM
+
+
+def check_arguments(lstm: nn.LSTM, input: Any, hx: Any, weight: Tensor, packed: PackedSequence | None = None) -> State:
+    """Checks input and hx, and returns hx as two tensors with a batch; ``input`` is the data of ``packed``.
+
+    If a subclass has its own version of a method in which ``nn.LSTM`` checks padded input, these methods check it.
+    """
+    check_tensor("lstm", "input", input)
+    own = packed is None and any(getattr(type(lstm), name) is not getattr(nn.LSTM, name) for name in CHECKS)
+    ranks = (2, 3) if packed is None else (2,)
+    if input.dim() not in ranks or not (own or input.shape[-1] == lstm.input_size):
+        first = "batch, steps" if lstm.batch_first else "steps, batch"
+        layout = f"[{first}, {lstm.input_size}] (or [steps, {lstm.input_size}] unbatched)"
+        if packed is not None:
+            layout = f"a PackedSequence of [steps, {lstm.input_size}] data"
+        raise ShapeError(f"lstm: input must be {layout}, got {list(input.shape)}")
+    if not own:
+        check_like("lstm", "input", input, "the parameters", weight)
+    one, batch_dim = packed is None and input.dim() == 2, 0 if lstm.batch_first else 1  # one sequence has no batch
+    batch = packing.batch_size(packed, hx) if packed is not None else 1 if one else input.shape[batch_dim]
+    states = lstm.num_layers * (2 if lstm.bidirectional else 1)
+    shapes = (states, batch, lstm.proj_size or lstm.hidden_size), (states, batch, lstm.hidden_size)
+    if hx is None:
+        state = input.new_zeros(shapes[0]), input.new_zeros(shapes[1])
+    elif own:
+        h0, c0 = _check_pair("lstm", hx)
+        state = (h0.unsqueeze(1), c0.unsqueeze(1)) if one else (h0, c0)
+    else:
+        state = check_state("lstm", hx, input, shapes, batch_dim=1 if one else None)
+    if own:
+        lstm.check_forward_args(input.unsqueeze(batch_dim) if one else input, state, None)
+    return state
+
+
+def require_nn_lstms_arguments(lengths: Any, resets: Any, return_states: bool) -> None:
+    """Refuses our options in the ONNX exporter that cannot export them."""
+    given = {"lengths": lengths is not None, "resets": resets is not None, "return_states": return_states}
+    for name in (name for name, is_given in given.items() if is_given):
+        raise ValueError(
+            f"lstm: {name} must not be given in torch.onnx.export(dynamo=False), which exports nn.LSTM's arguments"
+            " alone; dynamo=True exports lengths too (fusedlstm.onnx.translations)"
+        )
+
+
+def check_tensor(function: str, name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def check_like(function: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.dtype != other.dtype and not ops.autocasts(value, other):
+        remedy = f"; use {name}.to({other.dtype})" if other.is_floating_point() else ""
+        raise ValueError(
+            f"{function}: {name} must have the dtype of {other_name}, {other.dtype}, got {value.dtype}{remedy}"
+        )
+    _check_device(function, name, value, other_name, other)
+
+
+def _check_device(function: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.device != other.device:
+        raise ValueError(
+            f"{function}: {name} must be on the device of {other_name}, {other.device}, got {value.device};"
+            f" use {name}.to({str(other.device)!r})"
+        )
+
+
+def check_lengths(lengths: Any, input: Tensor, N: int, T: int) -> Tensor:
+    """lengths as int64 on the device of input; their values are checked only if no host synchronisation is needed."""
+    check_tensor("lstm", "lengths", lengths)
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"lstm: lengths must be integers, got {lengths.dtype}; use lengths.long()")
+    if list(lengths.shape) != [N]:
+        raise ValueError(f"lstm: lengths must be [{N}], one for each sequence of input, got {list(lengths.shape)}")
+    if lengths.device.type == "cpu" and N > 0 and not torch.compiler.is_compiling() and not ops.transformed():
+        low, high = (int(value) for value in lengths.aminmax())
+        if low < 0 or high > T:
+            raise ValueError(f"lstm: lengths must be in 0..{T}, the steps of input, got {low if low < 0 else high}")
+    converted: Tensor = lengths.to(device=input.device, dtype=torch.int64, non_blocking=True)
+    return converted
+
+
+def check_resets(resets: Any, input: Tensor) -> None:
+    check_tensor("lstm", "resets", resets)
+    if resets.dtype != torch.bool:
+        raise TypeError(f"lstm: resets must be bool, got {resets.dtype}; use resets.bool()")
+    if resets.shape != input.shape[:-1]:
+        raise ValueError(
+            f"lstm: resets must be {list(input.shape[:-1])}, one for each step of input, got {list(resets.shape)}"
+        )
+    _check_device("lstm", "resets", resets, "input", input)
+
+
+def _check_pair(function: str, hx: Any) -> State:
+    if not isinstance(hx, tuple | list) or len(hx) != 2:
+        raise TypeError(f"{function}: hx must be a pair (h_0, c_0) of tensors, got {type(hx).__name__}")
+    for name, value in zip(_STATE_NAMES, hx, strict=True):
+        check_tensor(function, name, value)
+    return hx[0], hx[1]
+
+
+def check_state(
+    function: str, hx: Any, input: Tensor, shapes: tuple[tuple[int, ...], ...], batch_dim: int | None
+) -> State:
+    """hx as two tensors of the given shapes; if batch_dim is given, hx lacks that dimension and it is inserted."""
+    checked = []
+    for name, value, shape in zip(_STATE_NAMES, _check_pair(function, hx), shapes, strict=True):
+        expected = shape if batch_dim is None else shape[:batch_dim] + shape[batch_dim + 1 :]
+        if value.shape != expected:
+            raise ShapeError(f"{function}: {name} must be {list(expected)} for this input, got {list(value.shape)}")
+        check_like(function, name, value, "input", input)
+        checked.append(value if batch_dim is None else value.unsqueeze(batch_dim))
+    return checked[0], checked[1]
