@@ -9,7 +9,7 @@ VENV    ?= .venv
 TORCH   ?= torch==2.13.0
 RESULTS ?= benchmarks/results
 DIST    ?= dist
-TORCHES ?= 2.11.0 2.13.0
+TORCHES ?= 2.11.0 2.13.0 2.14.1
 
 PY     := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 BIN    := $(if $(VENV),$(VENV)/bin/)
@@ -58,10 +58,13 @@ bench: $(STAMP)-bench
 test: $(STAMP)-test
 	$(PY) -m pytest -n auto
 
-# The packages of tests/models, which skip without them: `make models test` runs the whole suite. fastai comes without
-# its dependencies: it asks for torchvision, of which the index has a build for CUDA only, and for another torch.
+# Packages that come without their dependencies, most of which their models do not use. Those of fastai, easyocr and timm
+# include torchvision, of which the index has a build for CUDA only; those of joeynmt an old protobuf.
+MODELS_ALONE := fastai easyocr espnet joeynmt kokoro neuralhydrology pfrl rsl-rl-lib timm
+
+# The packages of tests/models, which skip without them: `make models test` runs the whole suite.
 models: $(STAMP)-models
-	$(PIP) install --no-deps fastai
+	$(PIP) install --no-deps $(MODELS_ALONE)
 
 # The CUDA layer on the emulator, with every access checked; a report ends the run, so it must not be captured.
 test-asan: $(STAMP)-test
@@ -91,9 +94,10 @@ wheel: $(STAMP)-wheel
 	$(PY) -m auditwheel repair --patcher none --strip $(FROM_TORCH:%=--exclude %) --wheel-dir $(DIST) $(DIST)/*-linux_*.whl
 	rm $(DIST)/*-linux_*.whl
 
-WHEEL_TESTS := import ops modules compile export autocast torch_tools
+WHEEL_TESTS := import ops modules swap tracers func compile export autocast torch_tools
 
-# Tests of the CPU with the wheel installed beside each torch. 2.11 is a CUDA build: 3 GB to fetch, 5 GB in build/.
+# Tests of the CPU with the wheel installed beside each torch. 2.11 and 2.14 are CUDA builds, each 3 GB to fetch and 5 GB
+# in build/.
 wheel-check: wheel
 	set -e; for torch in $(TORCHES); do \
 		folder=build/torch-$$torch; \

@@ -11,6 +11,8 @@ pytestmark = [
         "ignore:Attribute .* is already saved during checkpointing:UserWarning"
     ),  # the forecaster's
     pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),  # speechbrain's attention loss
+    pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning"),  # kokoro's convolutions
+    pytest.mark.filterwarnings("ignore:dropout option adds dropout:UserWarning"),  # kokoro's LSTMs of one layer
 ]
 
 
