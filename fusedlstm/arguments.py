@@ -20,13 +20,22 @@ _SIZES = "get_expected_hidden_size", "get_expected_cell_size"
 CHECKS = "check_forward_args", "check_input", "check_hidden_size", *_SIZES  # methods of nn.LSTM
 
 
-def check_arguments(lstm: nn.LSTM, input: Any, hx: Any, weight: Tensor, packed: PackedSequence | None = None) -> State:
-    """Checks input and hx, and returns hx as two tensors with a batch; ``input`` is the data of ``packed``.
+def check_arguments(
+    lstm: nn.LSTM,
+    input: Any,
+    hx: Any,
+    weight: Tensor,
+    *,
+    packed: PackedSequence | None = None,
+    methods: bool = False,
+) -> State:
+    """Checks input and hx, and returns hx as two tensors with a batch.
 
-    If a subclass has its own version of a method in which ``nn.LSTM`` checks padded input, these methods check it.
+    ``input`` is the data of ``packed``. With ``methods``, if the class of ``lstm`` has its own version of a method in
+    which ``nn.LSTM`` checks its arguments, these methods check them.
     """
     check_tensor("lstm", "input", input)
-    own = packed is None and any(getattr(type(lstm), name) is not getattr(nn.LSTM, name) for name in CHECKS)
+    own = methods and any(getattr(type(lstm), name) is not getattr(nn.LSTM, name) for name in CHECKS)
     ranks = (2, 3) if packed is None else (2,)
     if input.dim() not in ranks or not (own or input.shape[-1] == lstm.input_size):
         first = "batch, steps" if lstm.batch_first else "steps, batch"
@@ -43,7 +52,10 @@ def check_arguments(lstm: nn.LSTM, input: Any, hx: Any, weight: Tensor, packed: 
     if hx is None:
         state = input.new_zeros(shapes[0]), input.new_zeros(shapes[1])
     elif own:
-        h0, c0 = _check_pair("lstm", hx)
+        _check_pair("lstm", hx)
+        h0, c0 = hx
+        for name, value in zip(_STATE_NAMES, hx, strict=True):
+            check_tensor("lstm", name, value)
         state = (h0.unsqueeze(1), c0.unsqueeze(1)) if one else (h0, c0)
     else:
         state = check_state("lstm", hx, input, shapes, batch_dim=1 if one else None)
@@ -110,20 +122,19 @@ def check_resets(resets: Any, input: Tensor) -> None:
     _check_device("lstm", "resets", resets, "input", input)
 
 
-def _check_pair(function: str, hx: Any) -> State:
+def _check_pair(function: str, hx: Any) -> None:
     if not isinstance(hx, tuple | list) or len(hx) != 2:
         raise TypeError(f"{function}: hx must be a pair (h_0, c_0) of tensors, got {type(hx).__name__}")
-    for name, value in zip(_STATE_NAMES, hx, strict=True):
-        check_tensor(function, name, value)
-    return hx[0], hx[1]
 
 
 def check_state(
     function: str, hx: Any, input: Tensor, shapes: tuple[tuple[int, ...], ...], batch_dim: int | None
 ) -> State:
     """hx as two tensors of the given shapes; if batch_dim is given, hx lacks that dimension and it is inserted."""
+    _check_pair(function, hx)
     checked = []
-    for name, value, shape in zip(_STATE_NAMES, _check_pair(function, hx), shapes, strict=True):
+    for name, value, shape in zip(_STATE_NAMES, hx, shapes, strict=True):
+        check_tensor(function, name, value)
         expected = shape if batch_dim is None else shape[:batch_dim] + shape[batch_dim + 1 :]
         if value.shape != expected:
             raise ShapeError(f"{function}: {name} must be {list(expected)} for this input, got {list(value.shape)}")

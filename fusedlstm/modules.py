@@ -290,14 +290,15 @@ def _forward(
 ) -> Any:
     weights = [getattr(lstm, name) for name in lstm._flat_weights_names]
     if isinstance(input, PackedSequence):
-        state = arguments.check_arguments(lstm, input.data, hx, weights[0], input)
+        state = arguments.check_arguments(lstm, input.data, hx, weights[0], packed=input)
         state = lstm.permute_hidden(state, input.sorted_indices)
         output, state = _run(lstm, input, state, weights, lengths, resets, return_states)
         return output, lstm.permute_hidden(state, input.unsorted_indices)
 
-    state = arguments.check_arguments(lstm, input, hx, weights[0])
-    if hx is not None:
-        state = lstm.permute_hidden(state, None)  # for a subclass, as below: nn.LSTM calls it so
+    subclass = type(lstm) is not LSTM  # whose versions of nn.LSTM's methods are called as nn.LSTM calls them
+    state = arguments.check_arguments(lstm, input, hx, weights[0], methods=subclass)
+    if subclass and hx is not None:
+        state = lstm.permute_hidden(state, None)
     batch_dim, steps_dim = (0, 1) if lstm.batch_first else (1, 0)
     if resets is not None:
         arguments.check_resets(resets, input)
@@ -305,7 +306,7 @@ def _forward(
         if lengths is not None:
             lengths = arguments.check_lengths(lengths, input, input.shape[batch_dim], input.shape[steps_dim])
         output, last, *states = _run(lstm, input, state, weights, lengths, resets, return_states)
-        return output, lstm.permute_hidden(last, None), *states
+        return output, lstm.permute_hidden(last, None) if subclass else last, *states
     if lengths is not None:
         raise ValueError("lstm: lengths must come with a batch, got one sequence; cut it with input[:length]")
     resets = None if resets is None else resets.unsqueeze(batch_dim)

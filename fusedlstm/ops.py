@@ -112,12 +112,13 @@ def _run(
     tf32 = x.is_cuda and x.dtype == torch.float32 and _tf32_allowed()
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, h0, c0, *weights))
     inputs = x, h0, c0, weights, lengths, resets, tf32
-    # What is recorded may run later, in another grad mode; what is saved may never run backwards, and keeps no gates.
-    saved = tracers.is_tracing() or torch.compiler.is_exporting()
-    recorded = saved or torch.compiler.is_compiling()
+    # What is recorded may run later, in another grad mode.
+    recorded = tracers.is_tracing() or torch.compiler.is_compiling()
     if not (differentiable or keep_cells or recorded):
         with torch._C._AutoDispatchBelowAutograd():  # without the Python code that asks whether a gradient is wanted
             return *_ops.lstm_inference(*inputs), None
+    # What is saved may never run backwards, and so it keeps no gates.
+    saved = recorded and (tracers.is_tracing() or torch.compiler.is_exporting())
     keep_gates = differentiable and not options.recompute and not saved
     keep = keep_cells or keep_gates, keep_gates
     if differentiable and not recorded:
