@@ -94,7 +94,7 @@ wheel: $(STAMP)-wheel
 	$(PY) -m auditwheel repair --patcher none --strip $(FROM_TORCH:%=--exclude %) --wheel-dir $(DIST) $(DIST)/*-linux_*.whl
 	rm $(DIST)/*-linux_*.whl
 
-WHEEL_TESTS := import ops modules swap tracers func compile export autocast torch_tools
+WHEEL_TESTS := import ops modules swap swap_subclasses tracers func compile export autocast torch_tools
 
 # Tests of the CPU with the wheel installed beside each torch. 2.11 and 2.14 are CUDA builds, each 3 GB to fetch and 5 GB
 # in build/.

@@ -12,7 +12,7 @@ State = tuple[Tensor, Tensor]
 
 
 class ShapeError(ValueError, RuntimeError):
-    """A shape does not fit: a ValueError by its nature, and a RuntimeError because ``nn.LSTM`` raises that."""
+    """A shape does not fit. It is a RuntimeError too, which is what ``nn.LSTM`` raises for most of them."""
 
 
 _STATE_NAMES = "hx[0]", "hx[1]"
@@ -20,48 +20,62 @@ _SIZES = "get_expected_hidden_size", "get_expected_cell_size"
 CHECKS = "check_forward_args", "check_input", "check_hidden_size", *_SIZES  # methods of nn.LSTM
 
 
-def check_arguments(
-    lstm: nn.LSTM,
-    input: Any,
-    hx: Any,
-    weight: Tensor,
-    *,
-    packed: PackedSequence | None = None,
-    methods: bool = False,
-) -> State:
-    """Checks input and hx, and returns hx as two tensors with a batch.
-
-    ``input`` is the data of ``packed``. With ``methods``, if the class of ``lstm`` has its own version of a method in
-    which ``nn.LSTM`` checks its arguments, these methods check them.
-    """
+def check_arguments(lstm: nn.LSTM, input: Any, hx: Any, weight: Tensor, packed: PackedSequence | None = None) -> State:
+    """Checks input, the data of ``packed`` if that is given, and hx; returns hx as two tensors with a batch."""
     check_tensor("lstm", "input", input)
-    own = methods and any(getattr(type(lstm), name) is not getattr(nn.LSTM, name) for name in CHECKS)
-    ranks = (2, 3) if packed is None else (2,)
-    if input.dim() not in ranks or not (own or input.shape[-1] == lstm.input_size):
-        first = "batch, steps" if lstm.batch_first else "steps, batch"
-        layout = f"[{first}, {lstm.input_size}] (or [steps, {lstm.input_size}] unbatched)"
-        if packed is not None:
-            layout = f"a PackedSequence of [steps, {lstm.input_size}] data"
-        raise ShapeError(f"lstm: input must be {layout}, got {list(input.shape)}")
-    if not own:
-        check_like("lstm", "input", input, "the parameters", weight)
+    _check_rank(lstm, input, packed)
+    if input.shape[-1] != lstm.input_size:
+        raise _layout_error(lstm, input, packed)
+    check_like("lstm", "input", input, "the parameters", weight)
     one, batch_dim = packed is None and input.dim() == 2, 0 if lstm.batch_first else 1  # one sequence has no batch
     batch = packing.batch_size(packed, hx) if packed is not None else 1 if one else input.shape[batch_dim]
-    states = lstm.num_layers * (2 if lstm.bidirectional else 1)
-    shapes = (states, batch, lstm.proj_size or lstm.hidden_size), (states, batch, lstm.hidden_size)
+    shapes = _state_shapes(lstm, batch)
     if hx is None:
-        state = input.new_zeros(shapes[0]), input.new_zeros(shapes[1])
-    elif own:
+        return input.new_zeros(shapes[0]), input.new_zeros(shapes[1])
+    return check_state("lstm", hx, input, shapes, batch_dim=1 if one else None)
+
+
+def has_own_checks(kind: type[nn.LSTM]) -> bool:
+    """Whether a class has its own version of a method in which ``nn.LSTM`` checks the arguments of a call."""
+    return any(getattr(kind, name) is not getattr(nn.LSTM, name) for name in CHECKS)
+
+
+def check_by_methods(lstm: nn.LSTM, input: Any, hx: Any) -> State:
+    """Checks padded input and hx by those methods; returns hx as two tensors with a batch."""
+    check_tensor("lstm", "input", input)
+    _check_rank(lstm, input)
+    batch_dim = 0 if lstm.batch_first else 1
+    one = input.dim() == 2
+    if one:
+        input = input.unsqueeze(batch_dim)
+    if hx is None:
+        h_shape, c_shape = _state_shapes(lstm, input.shape[batch_dim])
+        state = input.new_zeros(h_shape), input.new_zeros(c_shape)
+    else:
         _check_pair("lstm", hx)
-        h0, c0 = hx
         for name, value in zip(_STATE_NAMES, hx, strict=True):
             check_tensor("lstm", name, value)
-        state = (h0.unsqueeze(1), c0.unsqueeze(1)) if one else (h0, c0)
-    else:
-        state = check_state("lstm", hx, input, shapes, batch_dim=1 if one else None)
-    if own:
-        lstm.check_forward_args(input.unsqueeze(batch_dim) if one else input, state, None)
+        state = (hx[0].unsqueeze(1), hx[1].unsqueeze(1)) if one else (hx[0], hx[1])
+    lstm.check_forward_args(input, state, None)
     return state
+
+
+def _check_rank(lstm: nn.LSTM, input: Tensor, packed: PackedSequence | None = None) -> None:
+    if input.dim() not in ((2, 3) if packed is None else (2,)):
+        raise _layout_error(lstm, input, packed)
+
+
+def _layout_error(lstm: nn.LSTM, input: Tensor, packed: PackedSequence | None) -> ShapeError:
+    first = "batch, steps" if lstm.batch_first else "steps, batch"
+    layout = f"[{first}, {lstm.input_size}] (or [steps, {lstm.input_size}] unbatched)"
+    if packed is not None:
+        layout = f"a PackedSequence of [steps, {lstm.input_size}] data"
+    return ShapeError(f"lstm: input must be {layout}, got {list(input.shape)}")
+
+
+def _state_shapes(lstm: nn.LSTM, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    states = lstm.num_layers * (2 if lstm.bidirectional else 1)
+    return (states, batch, lstm.proj_size or lstm.hidden_size), (states, batch, lstm.hidden_size)
 
 
 def require_nn_lstms_arguments(lengths: Any, resets: Any, return_states: bool) -> None:

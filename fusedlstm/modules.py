@@ -97,7 +97,7 @@ class LSTM(nn.LSTM):
 
     @property  # type: ignore[override]
     def _flat_weights(self) -> tuple[Tensor | None, ...]:
-        """The weights in the order of ``parameters()``, looked up by name: ``nn.LSTM`` keeps a second list of them."""
+        """The weights by name, in the order of ``parameters()``, instead of the list that ``nn.LSTM`` keeps of them."""
         return tuple(getattr(self, name, None) for name in self._flat_weights_names)
 
     @_flat_weights.setter
@@ -110,7 +110,9 @@ class LSTM(nn.LSTM):
                 setattr(self, name, weight)
 
     def _init_flat_weights(self) -> None:
-        self._flat_weight_refs = [None] * len(self._flat_weights_names)  # for the list that nn.LSTM would keep
+        self._flat_weight_refs = [None] * len(
+            self._flat_weights_names
+        )  # by them nn.LSTM sees that its list is outdated
 
     def __setattr__(self, name: str, value: Any) -> None:
         super(nn.RNNBase, self).__setattr__(name, value)  # without RNNBase's, which writes into that list
@@ -290,13 +292,16 @@ def _forward(
 ) -> Any:
     weights = [getattr(lstm, name) for name in lstm._flat_weights_names]
     if isinstance(input, PackedSequence):
-        state = arguments.check_arguments(lstm, input.data, hx, weights[0], packed=input)
+        state = arguments.check_arguments(lstm, input.data, hx, weights[0], input)
         state = lstm.permute_hidden(state, input.sorted_indices)
         output, state = _run(lstm, input, state, weights, lengths, resets, return_states)
         return output, lstm.permute_hidden(state, input.unsorted_indices)
 
-    subclass = type(lstm) is not LSTM  # whose versions of nn.LSTM's methods are called as nn.LSTM calls them
-    state = arguments.check_arguments(lstm, input, hx, weights[0], methods=subclass)
+    subclass = type(lstm) is not LSTM  # which may have its own versions of the methods that nn.LSTM calls here
+    if subclass and arguments.has_own_checks(type(lstm)):
+        state = arguments.check_by_methods(lstm, input, hx)
+    else:
+        state = arguments.check_arguments(lstm, input, hx, weights[0])
     if subclass and hx is not None:
         state = lstm.permute_hidden(state, None)
     batch_dim, steps_dim = (0, 1) if lstm.batch_first else (1, 0)
@@ -311,7 +316,8 @@ def _forward(
         raise ValueError("lstm: lengths must come with a batch, got one sequence; cut it with input[:length]")
     resets = None if resets is None else resets.unsqueeze(batch_dim)
     output, last, *states = _run(lstm, input.unsqueeze(batch_dim), state, weights, None, resets, return_states)
-    last = lstm.permute_hidden((last[0].squeeze(1), last[1].squeeze(1)), None)
+    last = last[0].squeeze(1), last[1].squeeze(1)
+    last = lstm.permute_hidden(last, None) if subclass else last
     return output.squeeze(batch_dim), last, *((h_all.squeeze(2), c_all.squeeze(2)) for h_all, c_all in states)
 
 

@@ -93,9 +93,9 @@ def make_fx_leaves(*kinds: type[nn.Module]) -> None:
 
 
 def refuse_script(name: str) -> NoReturn:
-    """Says what to do instead of ``torch.jit.script``, which asks a module for something to compile.
+    """Says what to do when ``torch.jit.script`` asks a module for another one to compile.
 
-    It would put what it is given into the model in place of the module.
+    It would leave that other one in the model, so none is given.
     """
     raise NotImplementedError(
         f"torch.jit.script does not compile fusedlstm.{name}; make the LSTMs torch's before, with"
