@@ -118,7 +118,7 @@ def _call(seconds: float) -> str:
     fused = fusedlstm.replace_lstm(copy.deepcopy(module))
     x, hx = torch.randn(1, 1, 16), (torch.randn(1, 1, 16), torch.randn(1, 1, 16))
     weights = [parameter.detach() for parameter in module.parameters()]
-    bare, arguments = torch.ops.fusedlstm_bench.bare, (x, *hx, weights, None, None, False)
+    bare, arguments = torch.ops.fusedlstm_bench.bare, (x, *hx, weights, None, None, None, False)
     calls: dict[str, Callable[[], Any]] = {
         "an operator of the same arguments and results that computes nothing": lambda: bare(*arguments),
         "fusedlstm::lstm_inference": lambda: torch.ops.fusedlstm.lstm_inference(*arguments),

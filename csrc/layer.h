@@ -20,12 +20,16 @@ using torch::stable::Tensor;
 // The arguments of a call. Weights are in the order of nn.LSTM: for each direction weight_ih [4H, I] and
 // weight_hh [4H, P], then bias_ih and bias_hh [4H] if there are biases, then weight_hr [P, H] if there is a
 // projection.
+//
+// A sequence tensor is [T, N, columns]. Of a packed batch it is [S, columns]: the entries of one step after
+// those of the step before it, in each step of the sequences that are longer, which come first in the batch.
 struct LayerInputs {
-  Tensor x, h0, c0;  // [T, N, I], [D, N, P], [D, N, H]
+  Tensor x, h0, c0;  // [T, N, I] or [S, I], [D, N, P], [D, N, H]
   std::vector<Tensor> weights;
-  std::optional<Tensor> lengths;  // [N] int64     steps of each sequence; absent: T for all
-  std::optional<Tensor> resets;   // [T, N] bool   where a segment begins; absent: nowhere
-  bool allow_tf32;                // whether a GPU may round factors of float32 products to TF32
+  std::optional<Tensor> lengths;      // [N] int64     steps of each sequence; absent: T for all
+  std::optional<Tensor> resets;       // [T, N] bool   where a segment begins; absent: nowhere
+  std::optional<Tensor> batch_sizes;  // [T] int64, on the CPU   entries of each step; absent: a padded batch
+  bool allow_tf32;                    // whether a GPU may round factors of float32 products to TF32
 };
 
 // Which tensors of a forward pass are returned for a backward pass.
@@ -33,8 +37,8 @@ struct Keep {
   bool cells = false, gates = false;
 };
 struct ForwardResults {
-  Tensor y, h_n, c_n;                  // [T, N, D*P], [D, N, P], [D, N, H]
-  std::optional<Tensor> cells, gates;  // [T, N, D*H], [T, N, D*4H] compute type   as far as they are kept
+  Tensor y, h_n, c_n;                  // sequence of D*P columns, [D, N, P], [D, N, H]
+  std::optional<Tensor> cells, gates;  // sequences of D*H and D*4H, compute type   as far as they are kept
 };
 struct RecomputedTensors {
   Tensor cells, gates;
@@ -87,7 +91,16 @@ inline SavedForBackward prepare(const SavedForBackward& saved, ScalarType io, Sc
 }
 
 inline Sizes sizes_of(const LayerInputs& in) {
-  return {in.x.size(0), in.x.size(1), in.x.size(2), in.c0.size(2), in.h0.size(2), in.c0.size(0)};
+  const bool packed = in.batch_sizes.has_value();
+  const int64_t T = packed ? in.batch_sizes->size(0) : in.x.size(0),
+                N = packed ? in.c0.size(1) : in.x.size(1);
+  return {.steps = T,
+          .batch = N,
+          .input = in.x.size(packed ? 1 : 2),
+          .hidden = in.c0.size(2),
+          .outputs = in.h0.size(2),
+          .directions = in.c0.size(0),
+          .entries = packed ? in.x.size(0) : T * N};
 }
 
 // A layer's sizes and its tensors, dense: x and the states of one type, the weights of one of their own.
@@ -96,7 +109,7 @@ struct Layer {
   bool biased, projected;
   Tensor x, h0, c0;
   std::vector<Tensor> weights;
-  std::optional<Tensor> lengths, resets;
+  std::optional<Tensor> lengths, resets, batch_sizes;
 
   // `in` has been checked (check_inputs).
   Layer(const LayerInputs& in, ScalarType type, ScalarType weight_type)
@@ -107,8 +120,15 @@ struct Layer {
         h0(prepare(in.h0, type)),
         c0(prepare(in.c0, type)),
         lengths(prepare(in.lengths, ScalarType::Long)),
-        resets(prepare(in.resets, ScalarType::Bool)) {
+        resets(prepare(in.resets, ScalarType::Bool)),
+        batch_sizes(prepare(in.batch_sizes, ScalarType::Long)) {
     for (const Tensor& weight : in.weights) weights.push_back(prepare(weight, weight_type));
+  }
+
+  // Shape of a sequence tensor.
+  std::vector<int64_t> sequence(int64_t columns) const {
+    if (batch_sizes) return {size.entries, columns};
+    return {size.steps, size.batch, columns};
   }
 
   // Positions in `weights` of the tensors of direction d; -1 for what the layer does not have.
@@ -165,8 +185,39 @@ inline void check_weights(const LayerInputs& in, const Sizes& size) {
   for (const Tensor& weight : in.weights) check_like("weights", weight, in.x);
 }
 
+inline void check_sequence(const char* name, const Tensor& tensor, const LayerInputs& in, int64_t columns) {
+  const Sizes size = sizes_of(in);
+  if (in.batch_sizes) return check_shape(name, tensor, {size.entries, columns});
+  check_shape(name, tensor, {size.steps, size.batch, columns});
+}
+
+// The sequences of a packed batch come in order of falling length, so that no step has more than the one
+// before.
+inline void check_batch_sizes(const LayerInputs& in, const Sizes& size) {
+  STD_TORCH_CHECK(!in.lengths && !in.resets, "lengths and resets must be None with batch_sizes");
+  const Tensor batch_sizes = prepare(*in.batch_sizes, ScalarType::Long);
+  int64_t entries = 0;
+  for (int64_t t = 0, most = size.batch; t < size.steps; ++t) {
+    const int64_t count = pointer<int64_t>(batch_sizes)[t];
+    STD_TORCH_CHECK(count >= 0 && count <= most, "batch_sizes[", t, "] must be in 0..", most, ", ",
+                    t > 0 ? "the entries of the step before" : "the batch of h0", ", got ", count);
+    entries += count;
+    most = count;
+  }
+  STD_TORCH_CHECK(entries == size.entries, "input must have ", entries,
+                  " entries, the sum of batch_sizes, got ", size.entries);
+}
+
 inline Sizes check_inputs(const LayerInputs& in) {
-  STD_TORCH_CHECK(in.x.dim() == 3, "input must be [steps, batch, input_size], got ", shape(in.x));
+  if (in.batch_sizes) {
+    STD_TORCH_CHECK(in.batch_sizes->dim() == 1, "batch_sizes must be [steps], got ", shape(*in.batch_sizes));
+    STD_TORCH_CHECK(in.batch_sizes->scalar_type() == ScalarType::Long, "batch_sizes must be int64");
+    STD_TORCH_CHECK(in.batch_sizes->is_cpu(), "batch_sizes must be on the CPU");
+    STD_TORCH_CHECK(in.x.dim() == 2, "input must be [entries, input_size] with batch_sizes, got ",
+                    shape(in.x));
+  } else {
+    STD_TORCH_CHECK(in.x.dim() == 3, "input must be [steps, batch, input_size], got ", shape(in.x));
+  }
   STD_TORCH_CHECK(in.c0.dim() == 3, "c0 must be [directions, batch, hidden_size], got ", shape(in.c0));
   STD_TORCH_CHECK(in.h0.dim() == 3, "h0 must be [directions, batch, outputs], got ", shape(in.h0));
   const ScalarType type = in.x.scalar_type();
@@ -181,6 +232,7 @@ inline Sizes check_inputs(const LayerInputs& in) {
   check_like("h0", in.h0, in.x);
   check_like("c0", in.c0, in.x);
   check_weights(in, size);
+  if (in.batch_sizes) check_batch_sizes(in, size);
   if (in.lengths) {
     check_shape("lengths", *in.lengths, {size.batch});
     STD_TORCH_CHECK(in.lengths->scalar_type() == ScalarType::Long, "lengths must be int64");
@@ -194,19 +246,36 @@ inline Sizes check_inputs(const LayerInputs& in) {
   return size;
 }
 
-inline void check_outputs(const Sizes& size, const Tensor& y) {
-  check_shape("y", y, {size.steps, size.batch, size.directions * size.outputs});
+// `in` has been checked.
+inline void check_outputs(const LayerInputs& in, const Tensor& y) {
+  check_sequence("y", y, in, in.h0.size(0) * in.h0.size(2));
 }
 
-inline void check_backward(const Sizes& size, const OutputGradients& grads, const SavedForBackward& saved) {
-  const auto& [T, N, I, H, P, D] = size;
-  check_outputs(size, saved.y);
-  check_shape("cells", saved.cells, {T, N, D * H});
-  check_shape("gates", saved.gates, {T, N, D * 4 * H});
-  if (grads.y) check_shape("grad_y", *grads.y, {T, N, D * P});
+inline void check_backward(const LayerInputs& in, const OutputGradients& grads,
+                           const SavedForBackward& saved) {
+  const auto& [T, N, I, H, P, D, S] = sizes_of(in);
+  check_outputs(in, saved.y);
+  check_sequence("cells", saved.cells, in, D * H);
+  check_sequence("gates", saved.gates, in, D * 4 * H);
+  if (grads.y) check_sequence("grad_y", *grads.y, in, D * P);
   if (grads.h_n) check_shape("grad_h_n", *grads.h_n, {D, N, P});
   if (grads.c_n) check_shape("grad_c_n", *grads.c_n, {D, N, H});
-  if (grads.cells) check_shape("grad_cells", *grads.cells, {T, N, D * H});
+  if (grads.cells) check_sequence("grad_cells", *grads.cells, in, D * H);
 }
+
+// Of a packed batch: where the entries of each step begin, S in the end, and the steps of each sequence.
+struct PackedSteps {
+  std::vector<int64_t> offsets, lengths;  // [T + 1], [N]
+
+  explicit PackedSteps(const Layer& layer) : offsets(layer.size.steps + 1), lengths(layer.size.batch) {
+    const int64_t* const batch_sizes = pointer<int64_t>(layer.batch_sizes);
+    int64_t active = layer.size.batch;  // sequences that are longer than t
+    for (int64_t t = 0; t < layer.size.steps; ++t) {
+      offsets[t + 1] = offsets[t] + batch_sizes[t];
+      while (active > batch_sizes[t]) lengths[--active] = t;
+    }
+    std::fill_n(lengths.begin(), active, layer.size.steps);
+  }
+};
 
 }  // namespace fusedlstm

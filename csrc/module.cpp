@@ -108,7 +108,7 @@ void bind_cpu_plan(pybind11::module_& m) {
       "make_cpu_plan",
       [](int64_t steps, int64_t batch, int64_t input, int64_t hidden, std::optional<int64_t> outputs,
          int64_t directions, int64_t threads, bool backward) {
-        const Sizes sizes{steps, batch, input, hidden, outputs.value_or(hidden), directions};
+        const Sizes sizes{steps, batch, input, hidden, outputs.value_or(hidden), directions, steps * batch};
         return cpu::make_thread_plan(sizes, threads, backward ? Pass::backward : Pass::forward);
       },
       pybind11::kw_only(), "steps"_a, "batch"_a, "input"_a, "hidden"_a, "outputs"_a = pybind11::none(),

@@ -17,8 +17,9 @@ template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> lstm_inference(const Tensor& x, const Tensor& h0, const Tensor& c0,
                                                   const std::vector<Tensor>& weights,
                                                   const std::optional<Tensor>& lengths,
-                                                  const std::optional<Tensor>& resets, bool allow_tf32) {
-  const LayerInputs inputs{x, h0, c0, weights, lengths, resets, allow_tf32};
+                                                  const std::optional<Tensor>& resets,
+                                                  const std::optional<Tensor>& batch_sizes, bool allow_tf32) {
+  const LayerInputs inputs{x, h0, c0, weights, lengths, resets, batch_sizes, allow_tf32};
   check_inputs(inputs);
   const ForwardResults out = Backend::forward(inputs, {});
   return {out.y, out.h_n, out.c_n};
@@ -27,9 +28,9 @@ std::tuple<Tensor, Tensor, Tensor> lstm_inference(const Tensor& x, const Tensor&
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
     const Tensor& x, const Tensor& h0, const Tensor& c0, const std::vector<Tensor>& weights,
-    const std::optional<Tensor>& lengths, const std::optional<Tensor>& resets, bool allow_tf32,
-    bool keep_cells, bool keep_gates) {
-  const LayerInputs inputs{x, h0, c0, weights, lengths, resets, allow_tf32};
+    const std::optional<Tensor>& lengths, const std::optional<Tensor>& resets,
+    const std::optional<Tensor>& batch_sizes, bool allow_tf32, bool keep_cells, bool keep_gates) {
+  const LayerInputs inputs{x, h0, c0, weights, lengths, resets, batch_sizes, allow_tf32};
   check_inputs(inputs);
   const ForwardResults out = Backend::forward(inputs, {keep_cells, keep_gates});
   const auto or_empty = [&](const std::optional<Tensor>& kept) {
@@ -42,10 +43,12 @@ template <class Backend>
 std::tuple<Tensor, Tensor> lstm_recompute(const Tensor& x, const Tensor& h0, const Tensor& c0,
                                           const std::vector<Tensor>& weights,
                                           const std::optional<Tensor>& lengths,
-                                          const std::optional<Tensor>& resets, bool allow_tf32,
+                                          const std::optional<Tensor>& resets,
+                                          const std::optional<Tensor>& batch_sizes, bool allow_tf32,
                                           const Tensor& y) {
-  const LayerInputs inputs{x, h0, c0, weights, lengths, resets, allow_tf32};
-  check_outputs(check_inputs(inputs), y);
+  const LayerInputs inputs{x, h0, c0, weights, lengths, resets, batch_sizes, allow_tf32};
+  check_inputs(inputs);
+  check_outputs(inputs, y);
   const RecomputedTensors out = Backend::recompute(inputs, y);
   return {out.cells, out.gates};
 }
@@ -55,13 +58,14 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
     const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_h_n,
     const std::optional<Tensor>& grad_c_n, const std::optional<Tensor>& grad_cells, const Tensor& x,
     const Tensor& h0, const Tensor& c0, const std::vector<Tensor>& weights,
-    const std::optional<Tensor>& lengths, const std::optional<Tensor>& resets, bool allow_tf32,
-    const Tensor& y, const Tensor& cells, const Tensor& gates, bool need_x, bool need_h0,
-    const std::vector<int64_t>& need_weights) {
-  const LayerInputs inputs{x, h0, c0, weights, lengths, resets, allow_tf32};
+    const std::optional<Tensor>& lengths, const std::optional<Tensor>& resets,
+    const std::optional<Tensor>& batch_sizes, bool allow_tf32, const Tensor& y, const Tensor& cells,
+    const Tensor& gates, bool need_x, bool need_h0, const std::vector<int64_t>& need_weights) {
+  const LayerInputs inputs{x, h0, c0, weights, lengths, resets, batch_sizes, allow_tf32};
   const OutputGradients grads{grad_y, grad_h_n, grad_c_n, grad_cells};
   const SavedForBackward saved{y, cells, gates};
-  check_backward(check_inputs(inputs), grads, saved);
+  check_inputs(inputs);
+  check_backward(inputs, grads, saved);
   STD_TORCH_CHECK(need_weights.size() == weights.size(), "need_weights must have ", weights.size(),
                   " entries, got ", need_weights.size());
   const InputGradients out = Backend::backward(inputs, grads, saved, {need_x, need_h0, need_weights});

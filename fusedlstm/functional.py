@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import ops
-from fusedlstm.packing import Packing, batch_size
+from fusedlstm.packing import batch_size
 
 State = tuple[Tensor, Tensor]
 _LayerInputs = tuple[Tensor, Tensor, Sequence[Tensor]]  # h0, c0 and weights, as ops.lstm_layer takes them
@@ -149,26 +149,27 @@ def _packed(
 ) -> tuple[PackedSequence, State]:
     if not torch.compiler.is_compiling() and batch_size(input) != N:
         raise ValueError(f"lstm: hx must have a batch of {batch_size(input)} as the PackedSequence, got {N}")
-    packing = Packing(input, N)
-    options = ops.LayerOptions(packing.lengths, recompute=recompute, cpu_autocast=False)
-    results = _run(packing.pad(input.data), layers, dropout, options, packing)
-    data = packing.pack(results.y)
-    return PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices), results.last
+    if input.data.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "lstm: input must not be a PackedSequence in a CUDA graph, which cannot read batch_sizes on the host;"
+            " use a padded batch, with lengths"
+        )
+    options = ops.LayerOptions(batch_sizes=input.batch_sizes, recompute=recompute, cpu_autocast=False)
+    results = _run(input.data, layers, dropout, options)
+    return PackedSequence(results.y, input.batch_sizes, input.sorted_indices, input.unsorted_indices), results.last
 
 
 class _Results(NamedTuple):
-    y: Tensor  # of the last layer, [T, N, D*P]
+    y: Tensor  # of the last layer, [T, N, D*P], or [S, D*P] of a packed input
     last: State
     states: tuple[list[Tensor], list[Tensor]]  # [T, N, D*P] and [T, N, D*H] of each layer; empty unless kept
 
 
-def _run(
-    x: Tensor, layers: list[_LayerInputs], dropout: float, options: ops.LayerOptions, packing: Packing | None = None
-) -> _Results:
+def _run(x: Tensor, layers: list[_LayerInputs], dropout: float, options: ops.LayerOptions) -> _Results:
     h, c, h_n, c_n = [], [], [], []
     for number, layer in enumerate(layers):
         if number > 0 and dropout > 0:
-            x = _dropout(x, dropout, packing)
+            x = F.dropout(x, dropout)
         x, h_last, c_last, cells = ops.lstm_layer(x, *layer, options)
         h_n.append(h_last)
         c_n.append(c_last)
@@ -177,11 +178,6 @@ def _run(
             c.append(cells)
     last = (h_n[0], c_n[0]) if len(layers) == 1 else (torch.cat(h_n), torch.cat(c_n))
     return _Results(x, last, (h, c))
-
-
-def _dropout(x: Tensor, p: float, packing: Packing | None) -> Tensor:
-    """torch's own dropout; for packed sequences it draws for the valid steps alone, as nn.LSTM does."""
-    return F.dropout(x, p) if packing is None else packing.pad(F.dropout(packing.pack(x), p))
 
 
 def _by_direction(states: Tensor, directions: int) -> Tensor:

@@ -27,7 +27,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         A value for ``custom_translation_table``.
 
     Raises:
-        ValueError: while exporting: ONNX's LSTM has no projection, no ``resets`` and no ``return_states``.
+        ValueError: while exporting: ONNX's LSTM has no projection, no ``resets``, no ``return_states`` and no
+            PackedSequence.
 
     Source: https://onnx.ai/onnx/operators/onnx__LSTM.html
 
@@ -40,12 +41,13 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def _layer(
-    x: Any, h0: Any, c0: Any, weights: Sequence[Any], lengths: Any, resets: Any, allow_tf32: bool
+    x: Any, h0: Any, c0: Any, weights: Sequence[Any], lengths: Any, resets: Any, batch_sizes: Any, allow_tf32: bool
 ) -> tuple[Any, Any, Any]:
     D, _, P = h0.shape
     H = c0.shape[2]
     _require(P == H, "proj_size must be 0", "a projection")
     _require(resets is None, "resets must be None", "a mask")
+    _require(batch_sizes is None, "input must be padded, with lengths,", "a PackedSequence")
     each = len(weights) // D
     directions = [weights[d * each : (d + 1) * each] for d in range(D)]
 

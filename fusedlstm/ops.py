@@ -28,6 +28,7 @@ class LayerOptions(NamedTuple):
     Attributes:
         lengths: steps of each sequence, int64 [N], 0 to T, on the device of the input; None means T for all.
         resets: where a segment begins, bool [T, N], on the device of the input; see :func:`fusedlstm.lstm`.
+        batch_sizes: of a packed input, int64 [T] on the CPU; see :func:`lstm_layer`. Without lengths and resets.
         keep_cells: whether every cell state is returned too.
         recompute: whether the backward pass recomputes gates and cell states instead of keeping them.
         cpu_autocast: whether the layer computes in autocast's dtype on a CPU too.
@@ -35,6 +36,7 @@ class LayerOptions(NamedTuple):
 
     lengths: Tensor | None = None
     resets: Tensor | None = None
+    batch_sizes: Tensor | None = None
     keep_cells: bool = False
     recompute: bool = False
     cpu_autocast: bool = True
@@ -54,7 +56,8 @@ def lstm_layer(
     cast.
 
     Args:
-        x: input, [T, N, I], float32, float64, bfloat16 or float16.
+        x: input, [T, N, I], float32, float64, bfloat16 or float16. With ``batch_sizes`` it is packed, [S, I]: for each
+            step t the entries of the first ``batch_sizes[t]`` sequences, S in all.
         h0: first hidden state of each direction, [D, N, P], dtype and device of ``x``.
         c0: first cell state of each direction, [D, N, H], dtype and device of ``x``.
         weights: as in :func:`fusedlstm.reference.layer`, dtype and device of ``x``.
@@ -62,7 +65,7 @@ def lstm_layer(
 
     Returns:
         y [T, N, D*P], h_n [D, N, P], c_n [D, N, H], and the cell states [T, N, D*H] in the dtype of ``x``, or None.
-        y and the cell states are zero past the end of a sequence.
+        y and the cell states are zero past the end of a sequence. Of a packed input they are [S, D*P] and [S, D*H].
 
     Raises:
         RuntimeError: a shape or dtype does not fit, a length lies outside 0..T, or the device has no kernels.
@@ -105,13 +108,13 @@ def autocasts(*tensors: Tensor) -> bool:
 def _run(
     x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor], options: LayerOptions
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    lengths, resets, keep_cells = options.lengths, options.resets, options.keep_cells
+    steps, keep_cells = (options.lengths, options.resets, options.batch_sizes), options.keep_cells
     if transformed():
-        y, h_n, c_n, cells = reference.layer(x, h0, c0, weights, lengths, resets)
+        y, h_n, c_n, cells = reference.layer(x, h0, c0, weights, *steps)
         return y, h_n, c_n, cells if keep_cells else None
     tf32 = x.is_cuda and x.dtype == torch.float32 and _tf32_allowed()
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, h0, c0, *weights))
-    inputs = x, h0, c0, weights, lengths, resets, tf32
+    inputs = x, h0, c0, weights, *steps, tf32
     # What is recorded may run later, in another grad mode.
     recorded = tracers.is_tracing() or torch.compiler.is_compiling()
     if not (differentiable or keep_cells or recorded):
@@ -122,7 +125,7 @@ def _run(
     keep_gates = differentiable and not options.recompute and not saved
     keep = keep_cells or keep_gates, keep_gates
     if differentiable and not recorded:
-        settings = lengths, resets, tf32, *keep
+        settings = *steps, tf32, *keep
         y, h_n, c_n, cells, _gates = _Layer.apply(settings, x, h0, c0, *weights)  # type: ignore[no-untyped-call]
     elif any(keep):
         y, h_n, c_n, cells, _gates = _ops.lstm_forward(*inputs, *keep)
@@ -153,10 +156,11 @@ def _fake_inference(
     weights: list[Tensor],
     lengths: Tensor | None,
     resets: Tensor | None,
+    batch_sizes: Tensor | None,
     allow_tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     D, N, P = h0.shape
-    return x.new_empty((x.shape[0], N, D * P)), x.new_empty((D, N, P)), x.new_empty((D, N, c0.shape[2]))
+    return x.new_empty((*x.shape[:-1], D * P)), x.new_empty((D, N, P)), x.new_empty((D, N, c0.shape[2]))
 
 
 @torch.library.register_fake("fusedlstm::lstm_forward")
@@ -167,12 +171,13 @@ def _fake_forward(
     weights: list[Tensor],
     lengths: Tensor | None,
     resets: Tensor | None,
+    batch_sizes: Tensor | None,
     allow_tf32: bool,
     keep_cells: bool,
     keep_gates: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     cells, gates = _fake_kept(x, c0, keep_cells, keep_gates)
-    return *_fake_inference(x, h0, c0, weights, lengths, resets, allow_tf32), cells, gates
+    return *_fake_inference(x, h0, c0, weights, lengths, resets, batch_sizes, allow_tf32), cells, gates
 
 
 @torch.library.register_fake("fusedlstm::lstm_recompute")
@@ -183,6 +188,7 @@ def _fake_recompute(
     weights: list[Tensor],
     lengths: Tensor | None,
     resets: Tensor | None,
+    batch_sizes: Tensor | None,
     allow_tf32: bool,
     y: Tensor,
 ) -> tuple[Tensor, Tensor]:
@@ -190,11 +196,13 @@ def _fake_recompute(
 
 
 def _fake_kept(x: Tensor, c0: Tensor, keep_cells: bool, keep_gates: bool) -> tuple[Tensor, Tensor]:
-    T, N, _ = x.shape
     D, _, H = c0.shape
     dtype = torch.promote_types(x.dtype, torch.float32)  # of 16-bit layers too, cell states and gates are float32
-    cells_shape, gates_shape = (T, N, D * H) if keep_cells else (0,), (T, N, D * 4 * H) if keep_gates else (0,)
-    return x.new_empty(cells_shape, dtype=dtype), x.new_empty(gates_shape, dtype=dtype)
+
+    def sequence(columns: int, kept: bool) -> Tensor:
+        return x.new_empty((*x.shape[:-1], columns) if kept else (0,), dtype=dtype)
+
+    return sequence(D * H, keep_cells), sequence(D * 4 * H, keep_gates)
 
 
 @torch.library.register_fake("fusedlstm::lstm_backward")
@@ -209,6 +217,7 @@ def _fake_backward(
     weights: list[Tensor],
     lengths: Tensor | None,
     resets: Tensor | None,
+    batch_sizes: Tensor | None,
     allow_tf32: bool,
     y: Tensor,
     cells: Tensor,
@@ -226,13 +235,13 @@ def _fake_backward(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """For lstm_forward, and for lstm_inference, which has no cell states and gates among its results."""
-    x, h0, c0, weights, lengths, resets, ctx.allow_tf32, *keep = inputs
+    x, h0, c0, weights, lengths, resets, batch_sizes, ctx.allow_tf32, *keep = inputs
     y, _h_n, _c_n, *kept = output
     ctx.set_materialize_grads(False)
     ctx.cells_kept, ctx.gates_kept = keep or (False, False)
     ctx.mark_non_differentiable(*kept[ctx.cells_kept :])
     cells, gates = kept if ctx.gates_kept else (None, None)
-    ctx.save_for_backward(x, h0, c0, lengths, resets, y, cells, gates, *weights)
+    ctx.save_for_backward(x, h0, c0, lengths, resets, batch_sizes, y, cells, gates, *weights)
 
 
 class _Layer(torch.autograd.Function):
@@ -265,14 +274,15 @@ def _gradients(
     ctx: Any, grads: Sequence[Tensor | None], needed: Sequence[bool], need_weights: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]:
     """Gradients of x, h0, c0 and the weights from those of y, h_n, c_n and, if they are results, the cell states."""
-    x, h0, c0, lengths, resets, y, cells, gates, *weights = ctx.saved_tensors
+    x, h0, c0, lengths, resets, batch_sizes, y, cells, gates, *weights = ctx.saved_tensors
+    steps = lengths, resets, batch_sizes
     # The gradient will be differentiated itself (create_graph=True), or a transform runs over it.
     if torch.is_grad_enabled() or transformed() or any(grad is not None and _is_batched(grad) for grad in grads):
         grad_x, grad_h0, grad_c0, *grad_weights = _plain_backward(
-            grads, (x, h0, c0, *weights), (*needed, *need_weights), lengths, resets
+            grads, (x, h0, c0, *weights), (*needed, *need_weights), steps
         )
         return grad_x, grad_h0, grad_c0, grad_weights
-    inputs = (x, h0, c0, weights, lengths, resets, ctx.allow_tf32)
+    inputs = (x, h0, c0, weights, *steps, ctx.allow_tf32)
     if not ctx.gates_kept:
         cells, gates = _ops.lstm_recompute(*inputs, y)
     need_x, need_h0, need_c0 = needed
@@ -291,15 +301,14 @@ def _plain_backward(
     grads: Sequence[Tensor | None],
     inputs: Sequence[Tensor],
     needed: Sequence[bool],
-    lengths: Tensor | None,
-    resets: Tensor | None,
+    steps: tuple[Tensor | None, Tensor | None, Tensor | None],
 ) -> list[Tensor | None]:
     """The gradients by plain torch, which can differentiate them and has the rules of all transforms."""
 
     def run(*changed: Tensor) -> tuple[Tensor, ...]:
         rest = iter(changed)
         x, h0, c0, *weights = (next(rest) if need else tensor for tensor, need in zip(inputs, needed, strict=True))
-        outputs = reference.layer(x, h0, c0, weights, lengths, resets)
+        outputs = reference.layer(x, h0, c0, weights, *steps)
         return tuple(out for out, grad in zip(outputs, grads, strict=False) if grad is not None)
 
     wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]

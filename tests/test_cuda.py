@@ -249,11 +249,15 @@ def test_lengths_out_of_range_are_cut(device):
     x, state = torch.randn(4, 3, 5, device=device), torch.randn(2, 3, 8, device=device)
     weights = [torch.randn(shape, device=device) for shape in ((32, 5), (32, 8)) * 2]
     wild = torch.tensor([9, -2, 4], device=device)
-    got = torch.ops.fusedlstm.lstm_forward(x, state, state, weights, wild, None, False, True, True)
-    expected = torch.ops.fusedlstm.lstm_forward(x, state, state, weights, wild.clamp(0, 4), None, False, True, True)
+    got = torch.ops.fusedlstm.lstm_forward(x, state, state, weights, wild, None, None, False, True, True)
+    expected = torch.ops.fusedlstm.lstm_forward(
+        x, state, state, weights, wild.clamp(0, 4), None, None, False, True, True
+    )
     for ours, right in zip(got[:4], expected[:4], strict=True):
         assert torch.equal(ours, right)
     rest = (got[0], got[3], got[4], True, True, [1] * 4)
-    grads = torch.ops.fusedlstm.lstm_backward(*got[:4], x, state, state, weights, wild, None, False, *rest)
-    right = torch.ops.fusedlstm.lstm_backward(*got[:4], x, state, state, weights, wild.clamp(0, 4), None, False, *rest)
+    grads = torch.ops.fusedlstm.lstm_backward(*got[:4], x, state, state, weights, wild, None, None, False, *rest)
+    right = torch.ops.fusedlstm.lstm_backward(
+        *got[:4], x, state, state, weights, wild.clamp(0, 4), None, None, False, *rest
+    )
     assert all(map(torch.equal, [*grads[:3], *grads[3]], [*right[:3], *right[3]]))

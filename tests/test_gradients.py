@@ -135,7 +135,7 @@ def test_gradcheck_and_gradgradcheck(bidirectional, proj_size, lengths, device):
 
     def layer(x, h0, c0, *weights):
         y, h_n, c_n, cells, _ = torch.ops.fusedlstm.lstm_forward(
-            x, h0, c0, list(weights), row_lengths, None, False, True, True
+            x, h0, c0, list(weights), row_lengths, None, None, False, True, True
         )
         return y, h_n, c_n, cells
 

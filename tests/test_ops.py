@@ -13,7 +13,20 @@ from fusedlstm import _C, ops
 _ops = torch.ops.fusedlstm
 
 
-def _arguments(device, dtype=torch.float32, T=4, N=3, I=5, H=6, D=1, P=None, bias=True, lengths=None, resets=False):
+def _arguments(
+    device,
+    dtype=torch.float32,
+    T=4,
+    N=3,
+    I=5,
+    H=6,
+    D=1,
+    P=None,
+    bias=True,
+    lengths=None,
+    resets=False,
+    batch_sizes=None,
+):
     def tensor(*shape):
         return torch.randn(shape, device=device).to(dtype)
 
@@ -25,7 +38,9 @@ def _arguments(device, dtype=torch.float32, T=4, N=3, I=5, H=6, D=1, P=None, bia
         weights += [tensor(P, H)] if P != H else []
     lengths = None if lengths is None else torch.tensor(lengths, device=device)
     begins = torch.rand(T, N, device=device) < 0.4 if resets else None
-    return tensor(T, N, I), tensor(D, N, P), tensor(D, N, H), weights, lengths, begins, False
+    sizes = None if batch_sizes is None else torch.tensor(batch_sizes, dtype=torch.int64)
+    x = tensor(T, N, I) if sizes is None else tensor(sum(batch_sizes), I)
+    return x, tensor(D, N, P), tensor(D, N, H), weights, lengths, begins, sizes, False
 
 
 def _forward(*args):
@@ -39,6 +54,9 @@ SHAPES = {
     "projected": {"P": 2, "D": 2},
     "lengths": {"lengths": [4, 0, 2], "D": 2},
     "resets": {"resets": True, "lengths": [4, 0, 2], "D": 2, "P": 2},
+    "packed": {"batch_sizes": [3, 3, 1, 1], "D": 2},
+    "packed_and_projected": {"batch_sizes": [2, 1], "D": 2, "P": 2},
+    "packed_without_steps": {"batch_sizes": []},
     "one_step": {"T": 1, "resets": True},
     "no_steps": {"T": 0},
     "empty_batch": {"N": 0},
@@ -78,7 +96,7 @@ def test_lengths_cut_each_sequence(device):
     y, h_n, c_n, cells, _gates = _forward(*args)
     for n, length in enumerate(lengths):
         one = slice(n, n + 1)
-        alone = _forward(x[:length, one], h0[:, one], c0[:, one], weights, None, None, False)
+        alone = _forward(x[:length, one], h0[:, one], c0[:, one], weights, None, None, None, False)
         cut = y[:length, one], h_n[:, one], c_n[:, one], cells[:length, one]
         for whole, part in zip(cut, alone, strict=False):
             torch.testing.assert_close(whole, part)
@@ -92,8 +110,8 @@ def test_lengths_hide_the_padding(device):
     spoiled = x.clone()
     spoiled[2:, 2] = float("nan")
     spoiled[:, 1] = float("nan")
-    clean = _forward(x, h0, c0, weights, lengths, None, False)[:4]
-    for expected, got in zip(clean, _forward(spoiled, h0, c0, weights, lengths, None, False)[:4], strict=True):
+    clean = _forward(x, h0, c0, weights, lengths, None, None, False)[:4]
+    for expected, got in zip(clean, _forward(spoiled, h0, c0, weights, lengths, None, None, False)[:4], strict=True):
         assert torch.equal(expected, got)
 
 
@@ -208,14 +226,42 @@ BAD = {
     "short": (lambda a: (*a[:4], torch.tensor([1, 2]), *a[5:]), r"lengths must be \[3\], got \[2\]"),
     "long": (lambda a: (*a[:4], torch.tensor([1, 5, 2]), *a[5:]), r"lengths\[1\] must be in 0\.\.4"),
     "negative": (lambda a: (*a[:4], torch.tensor([1, -1, 2]), *a[5:]), r"lengths\[1\] must be in 0\.\.4"),
-    "mask": (lambda a: (*a[:5], torch.ones(3, 3, dtype=torch.bool), a[6]), r"resets must be \[4, 3\], got \[3, 3\]"),
-    "mask_kind": (lambda a: (*a[:5], torch.ones(4, 3), a[6]), "resets must be bool"),
+    "mask": (lambda a: (*a[:5], torch.ones(3, 3, dtype=torch.bool), *a[6:]), r"resets must be \[4, 3\], got \[3, 3\]"),
+    "mask_kind": (lambda a: (*a[:5], torch.ones(4, 3), *a[6:]), "resets must be bool"),
     "floating": (lambda a: (*a[:4], torch.tensor([1.0, 2, 3]), *a[5:]), "lengths must be int64"),
 }
 
 
 @pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
 def test_direct_callers_get_an_error(change, message):
+    with pytest.raises(RuntimeError, match=message):
+        _forward(*change(_arguments("cpu")))
+
+
+def _with_sizes(arguments, *sizes, **kind):
+    """The arguments with 6 entries of a packed batch of 3."""
+    x, *others, _, allow_tf32 = arguments
+    return x.flatten(0, 1)[:6], *others, torch.tensor(sizes, **kind), allow_tf32
+
+
+BAD_SIZES = {
+    "rank": (lambda a: (a[0], *_with_sizes(a, 3, 3)[1:]), r"input must be \[entries, input_size\] with batch_sizes"),
+    "sum": (lambda a: _with_sizes(a, 3, 2), r"input must have 5 entries, the sum of batch_sizes, got 6"),
+    "batch": (lambda a: _with_sizes(a, 4, 2), r"batch_sizes\[0\] must be in 0\.\.3, the batch of h0, got 4"),
+    "rising": (
+        lambda a: _with_sizes(a, 2, 3, 1),
+        r"batch_sizes\[1\] must be in 0\.\.2, the entries of the step before",
+    ),
+    "negative": (lambda a: _with_sizes(a, 3, -3), r"batch_sizes\[1\] must be in 0\.\.3"),
+    "wild": (lambda a: _with_sizes(a, 2**62, 2**62), r"batch_sizes\[0\] must be in 0\.\.3"),
+    "kind": (lambda a: _with_sizes(a, 3, 3, dtype=torch.int32), "batch_sizes must be int64"),
+    "matrix": (lambda a: _with_sizes(a, [3, 3]), r"batch_sizes must be \[steps\], got \[1, 2\]"),
+    "lengths": (lambda a: (*_with_sizes(a, 3, 3)[:4], torch.ones(3).long(), *_with_sizes(a, 3, 3)[5:]), "must be None"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_SIZES.values(), ids=BAD_SIZES)
+def test_the_steps_of_a_packed_batch_are_checked(change, message):
     with pytest.raises(RuntimeError, match=message):
         _forward(*change(_arguments("cpu")))
 
@@ -245,6 +291,6 @@ def test_the_backward_pass_needs_a_truth_value_for_each_weight(device):
 
 def test_kept_gates_have_no_gradient():
     x, h0, c0, weights, *_ = _arguments("cpu")
-    *outputs, gates = _forward(x.requires_grad_(), h0, c0, weights, None, None, False)
+    *outputs, gates = _forward(x.requires_grad_(), h0, c0, weights, None, None, None, False)
     assert all(output.requires_grad for output in outputs)
     assert not gates.requires_grad

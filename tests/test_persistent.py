@@ -29,6 +29,7 @@ class Shape:
     bias: bool = True
     lengths: bool = False
     resets: bool = False
+    packed: bool = False
 
 
 class Problem:
@@ -45,17 +46,20 @@ class Problem:
         for _ in range(s.D):
             self.weights += [values(4 * s.H, s.I, scale=0.5), values(4 * s.H, s.H, scale=s.H**-0.5)]
             self.weights += [values(4 * s.H), values(4 * s.H)] if s.bias else []
-        self.inputs = [values(s.T, s.N, s.I), values(*states), values(*states)]
-        self.lengths = torch.randint(0, s.T + 1, (s.N,)) if s.lengths else None
-        self.resets = torch.rand(s.T, s.N) < 0.3 if s.resets else None
-        self.cotangents = [values(s.T, s.N, s.D * s.H), values(*states), values(*states)]
-        self.cotangents.append(torch.randn(s.T, s.N, s.D * s.H).to(narrow).float())
+        lengths = torch.randint(0, s.T + 1, (s.N,)) if s.lengths else None
+        resets = torch.rand(s.T, s.N) < 0.3 if s.resets else None
+        sizes = torch.randint(0, s.N + 1, (s.T,)).sort(descending=True)[0] if s.packed else None
+        self.steps = lengths, resets, sizes
+        entries = (s.T, s.N) if sizes is None else (int(sizes.sum()),)
+        self.inputs = [values(*entries, s.I), values(*states), values(*states)]
+        self.cotangents = [values(*entries, s.D * s.H), values(*states), values(*states)]
+        self.cotangents.append(torch.randn(*entries, s.D * s.H).to(narrow).float())
 
     def run(self, dtype=None):
         """By the operators; in another dtype if one is given."""
         inputs, weights = ([t.to(dtype or t.dtype) for t in tensors] for tensors in (self.inputs, self.weights))
         grads = [t.to(dtype or t.dtype) for t in self.cotangents[:3]] + self.cotangents[3:]
-        layer = (*inputs, weights, self.lengths, self.resets, inputs[0].dtype == torch.float32)
+        layer = (*inputs, weights, *self.steps, inputs[0].dtype == torch.float32)
         y, h_n, c_n, cell, gates = torch.ops.fusedlstm.lstm_forward(*layer, True, True)
         rest = (y, cell, gates, True, True, [1] * len(weights))
         grad_x, grad_h0, grad_c0, grad_weights = torch.ops.fusedlstm.lstm_backward(*grads, *layer, *rest)
@@ -63,7 +67,7 @@ class Problem:
 
     def truth(self):
         leaves = [t.double().requires_grad_() for t in (*self.inputs, *self.weights)]
-        outputs = reference.layer(*leaves[:3], leaves[3:], self.lengths, self.resets)
+        outputs = reference.layer(*leaves[:3], leaves[3:], *self.steps)
         connected = [out + 0 * leaves[0].sum() for out in outputs]
         grads = torch.autograd.grad(connected, leaves, [t.double() for t in self.cotangents], allow_unused=True)
         return self._named(
@@ -125,6 +129,7 @@ SHAPES = {
     "groups": Shape(3, 33, 70, multiprocessors=16),
     "lengths": Shape(5, 20, 40, D=2, lengths=True, multiprocessors=16),
     "resets": Shape(5, 20, 40, D=2, resets=True, multiprocessors=16),
+    "packed": Shape(6, 20, 40, D=2, packed=True, multiprocessors=16),
     "lengths_and_resets": Shape(6, 20, 40, D=2, lengths=True, resets=True, multiprocessors=16),
     "weights_in_shared_memory": Shape(3, 9, 250, multiprocessors=16),
     "room_for_more_units_than_there_are": Shape(3, 9, 250, multiprocessors=5),

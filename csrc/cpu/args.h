@@ -1,12 +1,13 @@
 // What the passes over one direction of a layer read and write, from pointers.
 //
-// Sizes: T steps, N rows of the batch, I inputs, H hidden units, P outputs of a step (P = H without a
-// projection). Every tensor is row-major, and step t + 1 begins N rows after step t. A stride counts elements
-// from one row of the batch to the next. Gates are ordered i, f, g, o. As type names T is the compute type
-// and W that of the stored weights.
+// Sizes: T steps, N rows of the batch, S entries of all steps, I inputs, H hidden units, P outputs of a step
+// (P = H without a projection). Every tensor is row-major. The entry of row n in step t of a sequence tensor
+// [S, ...] is Rows::entry(t, n). A stride counts elements from one entry, or row of the batch, to the next.
+// Gates are ordered i, f, g, o. As type names T is the compute type and W that of the stored weights.
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "plan.h"
 
@@ -25,38 +26,42 @@ struct Rows {
   const int64_t* length;  // [N]     steps of each row
   const int64_t* order;   // [N]     rows sorted by falling length
   const int64_t* active;  // [T]     how many rows are longer than t
+  const int64_t* offset;  // [T + 1] first entry of each step: t * N, or the active rows of the steps before t
   const bool* resets;  // [T, N]  rows in which a segment begins at step t, from states of zero; may be null
+
+  [[gnu::always_inline]] int64_t entry(int64_t t, int64_t row) const { return offset[t] + row; }
 };
 
 template <class T, class W>
 struct ForwardArgs {
   Sizes size;
   Rows rows;
-  bool reverse;         // runs from each row's last step to its first
-  const W* weight_ih;   // [4H, I]
-  const W* weight_hh;   // [4H, P]
-  const W* weight_hr;   // [P, H]  null: no projection
-  T* packed_ih;         // packed_weights(I, H) elements of workspace; null: weights are read unpacked
-  T* packed_hh;         // packed_weights(P, H)
-  const T* bias;        // [4H]       may be null
-  const T* x;           // [T, N, I]
-  const T* h0;          // [N, P]
-  const T* c0;          // [N, H]
-  const T* zeros;       // [max(H, P)]  state before a segment; may be null without resets
-  T* gates;             // [gates_steps, N, 4H]  step t is at t % gates_steps
-  int64_t gates_steps;  //              T, or the plan's time block
+  bool reverse;                        // runs from each row's last step to its first
+  std::span<const Range> time_blocks;  // in the direction's order
+  const W* weight_ih;                  // [4H, I]
+  const W* weight_hh;                  // [4H, P]
+  const W* weight_hr;                  // [P, H]  null: no projection
+  T* packed_ih;    // packed_weights(I, H) elements of workspace; null: weights are read unpacked
+  T* packed_hh;    // packed_weights(P, H)
+  const T* bias;   // [4H]       may be null
+  const T* x;      // [S, I]
+  const T* h0;     // [N, P]
+  const T* c0;     // [N, H]
+  const T* zeros;  // [max(H, P)]  state before a segment; may be null without resets
+  T* gates;        // [S, 4H]      or of the entries of a time block, for which step t begins at gates_offset
+  const int64_t* gates_offset;  // [T]
   int64_t gates_stride;
   bool keep_gates;  // write the activated gates; without it `gates` is workspace, unused with input_in_step
   bool input_in_step;  // multiply x with W_ih in each step, not for a time block before its first step
   bool recompute;      // y is given, not written: only gates and cells are computed
-  T* y;                // [T, N, P]    written for the active rows of a step
+  T* y;                // [S, P]       written for the active rows of a step
   int64_t y_stride;
-  T* cells;  // [T, N, H]    written; [N, H], overwritten in each step, if cells_step is 0
+  T* cells;  // [S, H]       written; [N, H], overwritten in each step, without keep_cells
   int64_t cells_stride;
-  int64_t cells_step;  //              elements from one step to the next
-  T* h;                // [N, H]       workspace: h of one step before its projection; null without one
-  T* h_n;              // [N, P]       written: state after each row's last step; null with recompute
-  T* c_n;              // [N, H]       written; may be `cells` if cells_step is 0; null with recompute
+  bool keep_cells;
+  T* h;    // [N, H]       workspace: h of one step before its projection; null without one
+  T* h_n;  // [N, P]       written: state after each row's last step; null with recompute
+  T* c_n;  // [N, H]       written; may be `cells` without keep_cells; null with recompute
 };
 
 template <class T>
@@ -64,31 +69,32 @@ struct BackwardArgs {
   Sizes size;
   Rows rows;
   bool reverse;
-  const T* weight_ih;   // [4H, I]
-  const T* weight_hh;   // [4H, P]
-  const T* weight_hr;   // [P, H]     null: no projection
-  const T* x;           // [T, N, I]
-  const T* h0;          // [N, P]
-  const T* c0;          // [N, H]
-  const T* zeros;       // [4H]
-  const T* y;           // [T, N, P]
-  const T* gates;       // [T, N, 4H] activated
-  const T* cells;       // [T, N, H]
-  const T* grad_y;      // [T, N, P]  may be null (zero)
-  const T* grad_cells;  // [T, N, H]  may be null (zero)
-  const T* grad_h_n;    // [N, P]     may be null (zero)
+  std::span<const Range> time_blocks;  // from the direction's last steps to its first
+  const T* weight_ih;                  // [4H, I]
+  const T* weight_hh;                  // [4H, P]
+  const T* weight_hr;                  // [P, H]     null: no projection
+  const T* x;                          // [S, I]
+  const T* h0;                         // [N, P]
+  const T* c0;                         // [N, H]
+  const T* zeros;                      // [4H]
+  const T* y;                          // [S, P]
+  const T* gates;                      // [S, 4H]    activated
+  const T* cells;                      // [S, H]
+  const T* grad_y;                     // [S, P]     may be null (zero)
+  const T* grad_cells;                 // [S, H]     may be null (zero)
+  const T* grad_h_n;                   // [N, P]     may be null (zero)
   int64_t gates_stride;
   int64_t y_stride;      // of y and grad_y
   int64_t cells_stride;  // of cells and grad_cells
   // Results; null: not computed. With T = 0 only grad_c0 and grad_h0 are set.
   T* grad_c0;  // [N, H]     holds the gradient of c_n on entry
-  T* grad_x;   // [T, N, I]  with `reverse` added to what is there, the other direction's
+  T* grad_x;   // [S, I]     with `reverse` added to what is there, the other direction's
   T* grad_h0;  // [N, P]
   T* grad_weight_ih;
   T* grad_weight_hh;
   T* grad_weight_hr;
   T* grad_bias;  // [4H]
-  T* workspace;  // backward_workspace(size, time_block, projected) elements
+  T* workspace;  // backward_workspace(size, plan, projected) elements
 };
 
 // Whether t is the first or last step of a row in the direction's order.
@@ -113,20 +119,16 @@ template <class Args>
 [[gnu::always_inline]] inline auto h_before(const Args& args, int64_t t, int64_t row) -> decltype(args.h0) {
   if (enters_segment(args, t, row)) return args.zeros;
   if (is_first(args, t, row)) return args.h0 + row * args.size.outputs;
-  return args.y + ((args.reverse ? t + 1 : t - 1) * args.size.batch + row) * args.y_stride;
+  return args.y + args.rows.entry(args.reverse ? t + 1 : t - 1, row) * args.y_stride;
 }
 template <class Args>
-[[gnu::always_inline]] inline auto c_before(const Args& args, int64_t t, int64_t row, int64_t cells_step)
+[[gnu::always_inline]] inline auto c_before(const Args& args, int64_t t, int64_t row, bool keep_cells)
     -> decltype(args.c0) {
   if (enters_segment(args, t, row)) return args.zeros;
   if (is_first(args, t, row)) return args.c0 + row * args.size.hidden;
-  return args.cells + (args.reverse ? t + 1 : t - 1) * cells_step + row * args.cells_stride;
+  return args.cells +
+         (keep_cells ? args.rows.entry(args.reverse ? t + 1 : t - 1, row) : row) * args.cells_stride;
 }
-
-// Items [begin, end).
-struct Range {
-  int64_t begin, end;
-};
 
 // What one thread computes of a step: unit blocks (`Kernels` gives their width), and of the rows in order of
 // length every row_stride-th from row_first.
@@ -137,17 +139,17 @@ struct Share {
   T* workspace;  // of this thread
 };
 
-// Memory of a backward pass. B steps of a time block are `depth` = B * N rows of the weight gradients'
-// products. Gradients are zero for a row that takes no part in a step.
+// Memory of a backward pass. A time block has up to B entries, over which the weight gradients' products sum.
+// Gradients are zero for a row that takes no part in a step.
 template <class T>
 struct BackwardWorkspace {
   T *panels_ih, *panels_hh, *panels_hr;    // W_ih [4H, I], W_hh [4H, P], W_hr [P, H]
   T* grad_gates_next;                      // [N, 4H]  of the step after the block, in the direction's order
   T* grad_gates_first;                     // [N, 4H]  of each row's first step
-  T* grad_gates;                           // [B, N, 4H]
-  T *grad_p, *h;                           // [B, N, P], [B, N, H]  outputs and h of a layer with a projection
-  T *grad_gates_t, *grad_p_t;              // [4H, depth], [P, depth]
-  T *panels_x, *panels_h_prev, *panels_h;  // x [depth, I], state before each step [depth, P], h [depth, H]
+  T* grad_gates;                           // [B, 4H]
+  T *grad_p, *h;                           // [B, P], [B, H]  outputs and h of a layer with a projection
+  T *grad_gates_t, *grad_p_t;              // [4H, B], [P, B]
+  T *panels_x, *panels_h_prev, *panels_h;  // x [B, I], state before each step [B, P], h [B, H]
   int64_t size;                            // elements of all
 };
 
@@ -155,7 +157,7 @@ struct BackwardWorkspace {
 int64_t packed_weights(int64_t depth, int64_t hidden);
 template <class T, class W>
 int64_t forward_workspace(const Sizes& size, const ThreadPlan& plan);
-int64_t backward_workspace(const Sizes& size, int64_t time_block, bool projected);
+int64_t backward_workspace(const Sizes& size, const ThreadPlan& plan, bool projected);
 
 // Results have the same bits for any number of threads. `directions` points to `count` arguments of the same
 // sizes, `workspace` to forward_workspace(size, plan) elements.

@@ -30,8 +30,8 @@ int64_t packed_size(int64_t depth, int64_t columns) {
 // Lays out the parts of the workspace one after another, each beginning at a multiple of the longest vector.
 // Without `memory` only the size is of use.
 template <class T>
-BackwardWorkspace<T> lay_out(const Sizes& s, int64_t time_block, bool projected, T* memory) {
-  const int64_t N = s.batch, H = s.hidden, P = s.outputs, G = 4 * H, depth = time_block * N;
+BackwardWorkspace<T> lay_out(const Sizes& s, const ThreadPlan& plan, bool projected, T* memory) {
+  const int64_t N = s.batch, H = s.hidden, P = s.outputs, G = 4 * H, depth = plan.block_entries(s);
   const int64_t projected_P = projected ? P : 0, projected_H = projected ? H : 0;
   int64_t used = 0;
   const auto take = [&](int64_t count) -> T* {
@@ -56,13 +56,14 @@ BackwardWorkspace<T> lay_out(const Sizes& s, int64_t time_block, bool projected,
   return workspace;
 }
 
-// The state before each step of a time block, for each row: zeros if the row takes no part in the step.
+// The state before each entry of a time block: zeros if its row takes no part in its step.
 template <class T>
 std::vector<const T*> previous_states(const BackwardArgs<T>& args, Range time_block) {
+  const int64_t* const offset = args.rows.offset;
   std::vector<const T*> states;
-  states.reserve((time_block.end - time_block.begin) * args.size.batch);
+  states.reserve(offset[time_block.end] - offset[time_block.begin]);
   for (int64_t t = time_block.begin; t < time_block.end; ++t)
-    for (int64_t row = 0; row < args.size.batch; ++row)
+    for (int64_t row = 0; row < offset[t + 1] - offset[t]; ++row)
       states.push_back(t < args.rows.length[row] ? h_before(args, t, row) : args.zeros);
   return states;
 }
@@ -81,15 +82,13 @@ class BackwardThread {
     std::fill(workspace_.grad_gates_first + rows.begin * G(), workspace_.grad_gates_first + rows.end * G(),
               T(0));
     barriers_.wait_for_group(thread_);
-    for (int64_t done = 0; done < s_.steps; done += thread_.plan.time_block) {
-      const int64_t left = s_.steps - done, count = std::min(thread_.plan.time_block, left);
-      const Range time_block = args_.reverse ? Range{done, done + count} : Range{left - count, left};
+    for (const Range& time_block : args_.time_blocks) {
       recurrence(time_block);
       barriers_.wait_for_group(thread_);
       gradient_of_input(time_block);
       arrange_factors(time_block);
       barriers_.wait_for_group(thread_);
-      gradients_of_weights(time_block, done > 0);
+      gradients_of_weights(time_block, &time_block != args_.time_blocks.data());
     }
     if (args_.grad_h0)
       gemm(workspace_.grad_gates_first, G(), s_.batch, workspace_.panels_hh, s_.outputs, kKC, false,
@@ -99,11 +98,13 @@ class BackwardThread {
  private:
   int64_t G() const { return 4 * s_.hidden; }
   Range own(int64_t n) const { return thread_.part_of_group(n); }
+  // Entries of some steps.
+  int64_t entries(Range steps) const { return args_.rows.offset[steps.end] - args_.rows.offset[steps.begin]; }
   // Whether a matrix has a panel for each thread.
   bool divides_panels(int64_t columns) const { return ceil_div(columns, k_.nr) >= thread_.group_size(); }
   // Whether W_ih is packed inside the product that reads it, panel by panel while it is cached. That needs
   // it to be read once: in a single time block, with panels divided among the threads.
-  bool packs_in_gemm() const { return s_.steps <= thread_.plan.time_block && divides_panels(s_.input); }
+  bool packs_in_gemm() const { return args_.time_blocks.size() == 1 && divides_panels(s_.input); }
 
   // This thread's part of out [rows, columns] = a [rows, depth] times a packed matrix, or += with `adds`:
   // part of the rows, or of the panels if rows are few. With `unpacked` it packs its panels from that matrix
@@ -161,28 +162,27 @@ class BackwardThread {
 
   // grad_x of the time block. The gates' gradients of its first step are kept for the block before it.
   void gradient_of_input(Range time_block) {
-    const int64_t N = s_.batch, edge = args_.reverse ? time_block.end - 1 : time_block.begin;
-    const T* const grad_gates = workspace_.grad_gates + (edge - time_block.begin) * N * G();
-    const Range rows = own(N);
+    const int64_t edge = args_.reverse ? time_block.end - 1 : time_block.begin;
+    const T* const grad_gates = workspace_.grad_gates + entries({time_block.begin, edge}) * G();
+    const Range rows = own(entries({edge, edge + 1}));
     std::copy(grad_gates + rows.begin * G(), grad_gates + rows.end * G(),
               workspace_.grad_gates_next + rows.begin * G());
     if (args_.grad_x)
-      gemm(workspace_.grad_gates, G(), (time_block.end - time_block.begin) * N, workspace_.panels_ih,
-           s_.input, kKC, args_.reverse, args_.grad_x + time_block.begin * N * s_.input,
+      gemm(workspace_.grad_gates, G(), entries(time_block), workspace_.panels_ih, s_.input, kKC,
+           args_.reverse, args_.grad_x + args_.rows.offset[time_block.begin] * s_.input,
            packs_in_gemm() ? args_.weight_ih : nullptr);
   }
 
-  // Both factors of the weight gradients, whose sums run over steps and rows: one transposed, one packed.
+  // Both factors of the weight gradients, whose sums run over entries: one transposed, one packed.
   void arrange_factors(Range time_block) {
-    const int64_t N = s_.batch, H = s_.hidden, P = s_.outputs;
-    const int64_t depth = (time_block.end - time_block.begin) * N;
+    const int64_t H = s_.hidden, P = s_.outputs, depth = entries(time_block);
     const auto transpose = [&](const T* matrix, int64_t columns, T* out) {
       k_.transpose(row_pointers(matrix, depth, columns).data(), depth, own(columns), out);
     };
     if (args_.grad_weight_ih || args_.grad_weight_hh || args_.grad_bias)
       transpose(workspace_.grad_gates, G(), workspace_.grad_gates_t);
     if (args_.grad_weight_ih)
-      pack(row_pointers(args_.x + time_block.begin * N * s_.input, depth, s_.input), s_.input,
+      pack(row_pointers(args_.x + args_.rows.offset[time_block.begin] * s_.input, depth, s_.input), s_.input,
            workspace_.panels_x);
     if (args_.grad_weight_hh) pack(previous_states(args_, time_block), P, workspace_.panels_h_prev);
     if (args_.grad_weight_hr) {
@@ -193,7 +193,7 @@ class BackwardThread {
 
   // Adds the time block's part to the gradients of weights and biases; without `adds` it is the first.
   void gradients_of_weights(Range time_block, bool adds) {
-    const int64_t depth = (time_block.end - time_block.begin) * s_.batch;
+    const int64_t depth = entries(time_block);
     const auto add = [&](const T* grad_t, int64_t rows, T* packed, int64_t columns, T* out) {
       if (out) gemm(grad_t, depth, rows, packed, columns, kWeightGradientKC, adds, out);
     };
@@ -222,13 +222,13 @@ class BackwardThread {
   Barriers& barriers_;
   const Sizes& s_ = args_.size;
   const BackwardWorkspace<T> workspace_ =
-      lay_out(s_, thread_.plan.time_block, args_.weight_hr != nullptr, args_.workspace);
+      lay_out(s_, thread_.plan, args_.weight_hr != nullptr, args_.workspace);
 };
 
 }  // namespace
 
-int64_t backward_workspace(const Sizes& size, int64_t time_block, bool projected) {
-  return lay_out<float>(size, time_block, projected, nullptr).size;
+int64_t backward_workspace(const Sizes& size, const ThreadPlan& plan, bool projected) {
+  return lay_out<float>(size, plan, projected, nullptr).size;
 }
 
 template <class T>

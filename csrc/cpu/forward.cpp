@@ -31,20 +31,20 @@ void forward_direction(const Kernels<T, W>& k, const ForwardArgs<T, W>& args, co
   const auto of_inputs = shares(s.hidden, s.input),
              of_step = shares(s.hidden, s.outputs + (args.input_in_step ? s.input : 0)),
              of_projection = shares(s.outputs, s.hidden);
-  for (int64_t step = 0; step < s.steps; ++step) {
-    const int64_t t = args.reverse ? s.steps - 1 - step : step;
-    if (!args.input_in_step && step % thread.plan.time_block == 0) {
-      const int64_t count = std::min(thread.plan.time_block, s.steps - step);
-      const Range time_block = args.reverse ? Range{t + 1 - count, t + 1} : Range{t, t + count};
-      for (const Share<T>& share : of_inputs) k.input_gates(args, time_block, share);
-    }
+  const auto run_step = [&](int64_t t) {
     for (const Share<T>& share : of_step) k.forward_step(args, t, share);
-    if (args.recompute) continue;  // no barrier: y is given, and a thread reads only cells of its own
+    if (args.recompute) return;  // no barrier: y is given, and a thread reads only cells of its own
     if (args.weight_hr) {
       barriers.wait_for_unit_threads(thread);
       for (const Share<T>& share : of_projection) k.project(args, t, share);
     }
     barriers.wait_for_unit_threads(thread);
+  };
+  for (const Range& time_block : args.time_blocks) {
+    if (!args.input_in_step)
+      for (const Share<T>& share : of_inputs) k.input_gates(args, time_block, share);
+    for (int64_t i = 0; i < time_block.end - time_block.begin; ++i)
+      run_step(args.reverse ? time_block.end - 1 - i : time_block.begin + i);
   }
 }
 
@@ -54,9 +54,11 @@ void write_last_states(const ForwardArgs<T, W>& args) {
   const Sizes& s = args.size;
   for (int64_t row = 0; row < s.batch; ++row) {
     const int64_t length = args.rows.length[row], last = args.reverse ? 0 : length - 1;
-    const T* const h = length ? args.y + (last * s.batch + row) * args.y_stride : args.h0 + row * s.outputs;
+    const T* const h =
+        length ? args.y + args.rows.entry(last, row) * args.y_stride : args.h0 + row * s.outputs;
     const T* const c =
-        length ? args.cells + last * args.cells_step + row * args.cells_stride : args.c0 + row * s.hidden;
+        length ? args.cells + (args.keep_cells ? args.rows.entry(last, row) : row) * args.cells_stride
+               : args.c0 + row * s.hidden;
     std::copy_n(h, s.outputs, args.h_n + row * s.outputs);
     if (c != args.c_n + row * s.hidden) std::copy_n(c, s.hidden, args.c_n + row * s.hidden);
   }

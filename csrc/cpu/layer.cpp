@@ -27,15 +27,22 @@ Tensor new_large(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef si
 
 // Which rows of the batch take part in which step.
 struct Schedule {
-  std::vector<int64_t> length, order, active;
+  std::vector<int64_t> length, order, active, offset;
   const bool* resets;
 
   explicit Schedule(const Layer& layer)
       : length(layer.size.batch, layer.size.steps),
         order(layer.size.batch),
         active(layer.size.steps, layer.size.batch),
+        offset(layer.size.steps + 1),
         resets(pointer<bool>(layer.resets)) {
     std::iota(order.begin(), order.end(), 0);
+    for (int64_t t = 0; t <= layer.size.steps; ++t) offset[t] = t * layer.size.batch;
+    if (layer.batch_sizes) {
+      std::copy_n(pointer<int64_t>(layer.batch_sizes), layer.size.steps, active.begin());
+      PackedSteps steps(layer);
+      offset = std::move(steps.offsets), length = std::move(steps.lengths);
+    }
     if (!layer.lengths) return;
     const int64_t T = layer.size.steps, N = layer.size.batch;
     std::copy_n(pointer<int64_t>(layer.lengths), N, length.begin());
@@ -49,7 +56,7 @@ struct Schedule {
     }
   }
 
-  Rows rows() const { return {length.data(), order.data(), active.data(), resets}; }
+  Rows rows() const { return {length.data(), order.data(), active.data(), offset.data(), resets}; }
 };
 
 // A call: the layer with its tensors in the types of the arithmetic, which rows run when, and the threads.
@@ -64,13 +71,25 @@ struct LayerCall {
         schedule(layer),
         plan(make_thread_plan(layer.size, static_cast<int64_t>(torch::stable::get_num_threads()), pass)) {}
 
-  // [T, N, columns]; the passes write the steps of each row, and what lies past its length reads as zero.
+  // A sequence tensor; the passes write the steps of each row, and what lies past its length reads as zero.
   Tensor new_sequence(int64_t columns) const {
-    Tensor sequence = new_large(layer.x, {layer.size.steps, layer.size.batch, columns});
+    Tensor sequence = new_large(layer.x, layer.sequence(columns));
     if (layer.lengths) torch::stable::zero_(sequence);
     return sequence;
   }
+
+  std::vector<Range> time_blocks(bool falling) const {
+    return divide_steps(schedule.offset.data(), layer.size.steps, plan.block_entries(layer.size), falling);
+  }
 };
+
+// For each step where its entries begin among those of its time block.
+std::vector<int64_t> offsets_in_blocks(const std::vector<int64_t>& offset, const std::vector<Range>& blocks) {
+  std::vector<int64_t> offsets = offset;
+  for (const Range& block : blocks)
+    for (int64_t t = block.begin; t < block.end; ++t) offsets[t] -= offset[block.begin];
+  return offsets;
+}
 
 // Calls function(T{}, W{}) with the type of the arithmetic and that of the weights.
 template <class Function>
@@ -106,23 +125,28 @@ std::vector<T> summed_biases(const Layer& layer) {
 template <class T, class W>
 void run_forward(const LayerCall& call, const ForwardResults& out, bool recompute) {
   const Layer& layer = call.layer;
-  const auto& [steps, N, I, H, P, D] = layer.size;
+  const auto& [steps, N, I, H, P, D, S] = layer.size;
   const int64_t G = 4 * H;
   const std::vector<T> biases = summed_biases<T>(layer);
   const std::vector<T> zeros(call.schedule.resets ? std::max(H, P) : 0);
   const bool packs = call.plan.packs, in_step = call.plan.time_block == 1;
   const int64_t ih_size = packs ? packed_weights(I, H) : 0, hh_size = packs ? packed_weights(P, H) : 0,
-                gates_size = out.gates || in_step ? 0 : call.plan.time_block * N * G,
+                gates_size = out.gates || in_step ? 0 : call.plan.block_entries(layer.size) * G,
                 h_size = layer.projected ? N * H : 0;
   const int64_t size_of_each = (ih_size + hh_size + gates_size + h_size + 15) / 16 * 16;  // whole cache lines
   const Workspace<T> workspace(D * size_of_each + forward_workspace<T, W>(layer.size, call.plan));
+  std::array<std::vector<Range>, 2> time_blocks;
+  std::array<std::vector<int64_t>, 2> offsets_in_block;
   std::array<ForwardArgs<T, W>, 2> directions;
   for (int64_t d = 0; d < D; ++d) {
+    time_blocks[d] = call.time_blocks(d == 1);
+    if (!out.gates) offsets_in_block[d] = offsets_in_blocks(call.schedule.offset, time_blocks[d]);
     T* const packed_ih = workspace.data() + d * size_of_each;
     T *const packed_hh = packed_ih + ih_size, *const gates_memory = packed_hh + hh_size;
     directions[d] = {.size = layer.size,
                      .rows = call.schedule.rows(),
                      .reverse = d == 1,
+                     .time_blocks = time_blocks[d],
                      .weight_ih = pointer<W>(layer.weight_ih(d)),
                      .weight_hh = pointer<W>(layer.weight_hh(d)),
                      .weight_hr = layer.projected ? pointer<W>(layer.weight_hr(d)) : nullptr,
@@ -134,7 +158,7 @@ void run_forward(const LayerCall& call, const ForwardResults& out, bool recomput
                      .c0 = pointer<T>(layer.c0) + d * N * H,
                      .zeros = zeros.data(),
                      .gates = out.gates ? pointer<T>(out.gates) + d * G : gates_memory,
-                     .gates_steps = out.gates ? steps : call.plan.time_block,
+                     .gates_offset = (out.gates ? call.schedule.offset : offsets_in_block[d]).data(),
                      .gates_stride = out.gates ? D * G : G,
                      .keep_gates = out.gates.has_value(),
                      .input_in_step = in_step,
@@ -149,7 +173,7 @@ void run_forward(const LayerCall& call, const ForwardResults& out, bool recomput
     }
     args.cells = out.cells ? pointer<T>(out.cells) + d * H : args.c_n;
     args.cells_stride = out.cells ? D * H : H;
-    args.cells_step = out.cells ? N * D * H : 0;
+    args.keep_cells = out.cells.has_value();
   }
   forward(directions.data(), D, workspace.data() + D * size_of_each, call.plan);
 }
@@ -163,7 +187,7 @@ template <class T>
 InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
                             const SavedForBackward& saved, const NeededGradients& needed) {
   const Layer& layer = call.layer;
-  const auto& [steps, N, I, H, P, D] = layer.size;
+  const auto& [steps, N, I, H, P, D, S] = layer.size;
 
   // What is not needed is returned empty; each a tensor of its own, as outputs of an operator must be.
   const auto gradient_of = [&](const Tensor& tensor, bool need) {
@@ -178,9 +202,10 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
     out.weights.push_back(gradient_of(layer.weights[i], needed.weights[i]));
 
   const std::vector<T> zeros(4 * H);
-  const Workspace<T> workspace(backward_workspace(layer.size, call.plan.time_block, layer.projected));
+  const Workspace<T> workspace(backward_workspace(layer.size, call.plan, layer.projected));
   for (int64_t d = 0; d < D; ++d) {
     const Layer::Positions at = layer.positions(d);
+    const std::vector<Range> time_blocks = call.time_blocks(d == 0);
     const auto weight_gradient = [&](int64_t i) {
       return i >= 0 && needed.weights[i] ? pointer<T>(out.weights[i]) : nullptr;
     };
@@ -188,6 +213,7 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
     backward<T>({.size = layer.size,
                  .rows = call.schedule.rows(),
                  .reverse = d == 1,
+                 .time_blocks = time_blocks,
                  .weight_ih = pointer<T>(layer.weight_ih(d)),
                  .weight_hh = pointer<T>(layer.weight_hh(d)),
                  .weight_hr = layer.projected ? pointer<T>(layer.weight_hr(d)) : nullptr,
@@ -225,7 +251,7 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
 struct Backend {
   static ForwardResults forward(const LayerInputs& in, const Keep& keep) {
     const LayerCall call(in, Pass::forward);
-    const auto& [T, N, I, H, P, D] = call.layer.size;
+    const auto& [T, N, I, H, P, D, S] = call.layer.size;
     ForwardResults out{.y = call.new_sequence(D * P),
                        .h_n = new_empty(call.layer.x, {D, N, P}),
                        .c_n = new_empty(call.layer.x, {D, N, H}),

@@ -26,10 +26,10 @@ constexpr int64_t kBackwardRows = 256;
 }  // namespace
 
 ThreadPlan make_thread_plan(const Sizes& s, int64_t threads, Pass pass) {
-  const bool packs = s.steps > 1 && s.batch >= kPackedRows && s.steps * s.batch >= kPackedUses;
+  const bool packs = s.steps > 1 && s.batch >= kPackedRows && s.entries >= kPackedUses;
   ThreadPlan plan{.groups = 1, .unit_threads = 1, .row_threads = 1, .time_block = 1, .packs = packs};
   const int64_t gates = 4 * s.hidden, projection = s.outputs == s.hidden ? 0 : s.outputs * s.hidden;
-  const int64_t work = s.steps * s.batch * s.directions * (gates * (s.input + s.outputs) + projection);
+  const int64_t work = s.entries * s.directions * (gates * (s.input + s.outputs) + projection);
   if (work < kTeamWork) threads = 1;
   // Directions run at the same time in the forward pass. In the backward pass both add to grad_x.
   if (pass == Pass::forward && s.directions > 1 && threads % s.directions == 0) {
@@ -47,6 +47,18 @@ ThreadPlan make_thread_plan(const Sizes& s, int64_t threads, Pass pass) {
   plan.time_block =
       std::clamp<int64_t>(rows / std::max<int64_t>(s.batch, 1), 1, std::max<int64_t>(s.steps, 1));
   return plan;
+}
+
+std::vector<Range> divide_steps(const int64_t* offset, int64_t steps, int64_t block_entries, bool falling) {
+  std::vector<Range> blocks;
+  for (int64_t done = 0; done < steps; done += blocks.back().end - blocks.back().begin) {
+    Range block = falling ? Range{steps - done - 1, steps - done} : Range{done, done + 1};
+    while (falling ? block.begin > 0 && offset[block.end] - offset[block.begin - 1] <= block_entries
+                   : block.end < steps && offset[block.end + 1] - offset[block.begin] <= block_entries)
+      falling ? --block.begin : ++block.end;
+    blocks.push_back(block);
+  }
+  return blocks;
 }
 
 }  // namespace fusedlstm::cpu

@@ -1,7 +1,9 @@
 // How the threads of a call share a layer on the CPU: a pure function of sizes, threads and pass.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "../sizes.h"
 
@@ -9,6 +11,11 @@ namespace fusedlstm::cpu {
 
 // Rows of the batch that are multiplied with one panel of weights while it is in the L1 cache (BLIS: MC).
 constexpr int kMC = 48;
+
+// Items [begin, end).
+struct Range {
+  int64_t begin, end;
+};
 
 // Threads form `groups`, and a group runs one direction at a time. A group is a grid: the batch is divided
 // among `row_threads`, and the units of each part among `unit_threads`. Only the unit threads of the same
@@ -19,9 +26,17 @@ struct ThreadPlan {
   bool packs;          // whether the forward pass packs the weights first
 
   int64_t threads() const { return groups * unit_threads * row_threads; }
+  // The most entries of a time block. One of a packed batch may have more steps than one of a padded batch.
+  int64_t block_entries(const Sizes& sizes) const {
+    return std::min(time_block * sizes.batch, sizes.entries);
+  }
 };
 
 // `threads` is how many are available; the plan may use fewer.
 ThreadPlan make_thread_plan(const Sizes& sizes, int64_t threads, Pass pass);
+
+// Divides all steps into time blocks, in rising or falling order of steps. Step t has the entries
+// [offset[t], offset[t + 1]).
+std::vector<Range> divide_steps(const int64_t* offset, int64_t steps, int64_t block_entries, bool falling);
 
 }  // namespace fusedlstm::cpu

@@ -143,10 +143,18 @@ struct Coordinates {
   bool first : 1;       // this is the first step that the row takes in this direction
   bool last : 1;        // this is the last one
   bool enters : 1;      // this is the first step of a segment in this direction: the state before it is zero
+  bool has_entry : 1;   // sequence tensors have memory for it: active, or of a padded batch
 
-  // Row of a [T, N, D, ...] tensor at step `time` of the input: one product of 32 bits by 32.
+  // Entry of a [S, ...] tensor at step `time` of the input.
+  __device__ __forceinline__ int64_t entry(const KernelSizes& size, int64_t time) const {
+    if (size.offsets) return size.offsets[time] + n;
+    return static_cast<int64_t>(uint64_t{static_cast<unsigned>(time)} * static_cast<unsigned>(size.batch) +
+                                n);
+  }
+  // Row of a [S, D, ...] tensor: one product of 32 bits by 32.
   __device__ __forceinline__ int64_t sequence_row(const KernelSizes& size, int64_t time) const {
     const auto directions = static_cast<unsigned>(size.directions);
+    if (size.offsets) return (size.offsets[time] + n) * directions + d;
     const uint64_t rows = static_cast<unsigned>(size.batch) * directions;
     return static_cast<int64_t>(static_cast<unsigned>(time) * rows + n * directions + d);
   }
@@ -167,6 +175,7 @@ __device__ __forceinline__ Coordinates cell_at(const KernelSizes& size, int64_t 
   at.active = at.t >= 0 && at.t < length;
   at.first = at.t == (at.d ? length - 1 : 0);
   at.last = at.t == (at.d ? 0 : length - 1);
+  at.has_entry = at.active || !size.offsets;
   const int begin = at.d ? at.t + 1 : at.t;  // reverse: the step before was in the segment beginning there
   at.enters = at.active && size.resets && begin < length && size.resets[begin * size.batch + at.n];
   return at;

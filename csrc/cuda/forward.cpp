@@ -39,7 +39,7 @@ bool try_persistent(const LayerCall& call, const Tensor& weight_hh, const Tensor
 void run_stepwise(const LayerCall& call, const Tensor& weight_hh, const Tensor& gates, bool keep_gates,
                   ForwardResults& out) {
   const Layer& layer = call.layer;
-  const auto& [T, N, I, H, P, D] = layer.size;
+  const auto& [T, N, I, H, P, D, S] = layer.size;
   const std::optional<Tensor> bias = call.bias_sum();
   const Tensor c_t = call.converted(call.layer.c0, call.compute);
   out.h_n = torch::stable::clone(call.layer.h0);
@@ -59,7 +59,7 @@ void run_stepwise(const LayerCall& call, const Tensor& weight_hh, const Tensor& 
                          .y = out.y.data_ptr(),
                          .h = out.h_n.data_ptr(),
                          .unprojected = pointer<void>(unprojected)};
-  const Product hidden_to_gates{
+  Product hidden_to_gates{
       .m = N,
       .n = 4 * H,
       .k = P,
@@ -72,11 +72,12 @@ void run_stepwise(const LayerCall& call, const Tensor& weight_hh, const Tensor& 
       .batch = D};
 
   for (int64_t step = 0; step < T; ++step) {
+    hidden_to_gates.m = call.rows(step);
     call.context.multiply(hidden_to_gates);
     forward_cells(args, step, call.type(), call.plan.stepwise, call.stream());
     if (layer.projected)
       call.context.multiply(
-          {.m = N,
+          {.m = call.rows(step),
            .n = P,
            .k = H,
            .a = {.data = args.unprojected, .stride = H, .next = N * H},

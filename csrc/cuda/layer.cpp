@@ -10,12 +10,12 @@ namespace {
 using torch::stable::clone;
 using torch::stable::new_zeros;
 
-// [T, N, D*4H] compute: the input's share of the gates, without biases.
+// [S, D*4H] compute: the input's share of the gates, without biases.
 Tensor input_gates(const LayerCall& call) {
-  const auto& [T, N, I, H, P, D] = call.layer.size;
-  const Tensor gates = call.new_compute({T, N, D * 4 * H});
+  const auto& [T, N, I, H, P, D, S] = call.layer.size;
+  const Tensor gates = call.new_compute(call.layer.sequence(D * 4 * H));
   const Tensor weight_ih = call.stacked(&Layer::weight_ih);
-  call.context.multiply({.m = T * N,
+  call.context.multiply({.m = S,
                          .n = D * 4 * H,
                          .k = I,
                          .a = {.data = call.layer.x.data_ptr(), .stride = I},
@@ -26,10 +26,10 @@ Tensor input_gates(const LayerCall& call) {
   return gates;
 }
 
-// [D, T, N, P]: the state from which each step started.
+// [D, S, P]: the state from which each step started.
 Tensor states_before(const LayerCall& call, const Tensor& y) {
-  const auto& [T, N, I, H, P, D] = call.layer.size;
-  const Tensor before = call.new_io({D, T, N, P});
+  const auto& [T, N, I, H, P, D, S] = call.layer.size;
+  const Tensor before = call.new_io({D, S, P});
   states_before(call.kernel_sizes, call.layer.h0.data_ptr(), y.data_ptr(), before.data_ptr(), call.type(),
                 call.stream());
   return before;
@@ -38,9 +38,9 @@ Tensor states_before(const LayerCall& call, const Tensor& y) {
 // [D, N, P]: the product of the first steps' gates and W_hh. The last state of a row without steps is h0.
 Tensor gradient_of_h0(const LayerCall& call, const RecurrenceGradients& recurrence, const Tensor& weight_hh,
                       const std::optional<Tensor>& grad_h_n) {
-  const auto& [T, N, I, H, P, D] = call.layer.size;
+  const auto& [T, N, I, H, P, D, S] = call.layer.size;
   const Tensor grad_h0 = call.new_io({D, N, P});
-  const bool handed_through = call.layer.lengths && grad_h_n;
+  const bool handed_through = call.kernel_sizes.lengths && grad_h_n;
   if (handed_through)
     seed_grad_h0(call.kernel_sizes, grad_h_n->data_ptr(), grad_h0.data_ptr(), call.type(), call.stream());
   call.context.multiply({.m = N,
@@ -56,11 +56,11 @@ Tensor gradient_of_h0(const LayerCall& call, const RecurrenceGradients& recurren
   return grad_h0;
 }
 
-// [T, N, I]
+// A sequence of I columns.
 Tensor gradient_of_x(const LayerCall& call, const Tensor& grad_gates) {
-  const auto& [T, N, I, H, P, D] = call.layer.size;
-  const Tensor weight_ih = call.stacked(&Layer::weight_ih), grad_x = call.new_io({T, N, I});
-  call.context.multiply({.m = T * N,
+  const auto& [T, N, I, H, P, D, S] = call.layer.size;
+  const Tensor weight_ih = call.stacked(&Layer::weight_ih), grad_x = call.new_io(call.layer.sequence(I));
+  call.context.multiply({.m = S,
                          .n = I,
                          .k = D * 4 * H,
                          .a = {.data = grad_gates.data_ptr(), .stride = D * 4 * H},
@@ -70,12 +70,12 @@ Tensor gradient_of_x(const LayerCall& call, const Tensor& grad_gates) {
   return grad_x;
 }
 
-// [m, n]: transpose of `a`, [T*N, m], times b, [T*N, n].
+// [m, n]: transpose of `a`, [S, m], times b, [S, n].
 Tensor sum_over_steps(const LayerCall& call, int64_t m, int64_t n, const Matrix& a, const void* b) {
   const Tensor gradient = call.new_io({m, n});
   call.context.multiply({.m = m,
                          .n = n,
-                         .k = call.layer.size.steps * call.layer.size.batch,
+                         .k = call.layer.size.entries,
                          .a = a,
                          .b = {.data = b, .stride = n},
                          .c = gradient.data_ptr(),
@@ -85,20 +85,20 @@ Tensor sum_over_steps(const LayerCall& call, int64_t m, int64_t n, const Matrix&
 
 // [4H] io
 Tensor gradient_of_bias(const LayerCall& call, const RecurrenceGradients& recurrence, int64_t d) {
-  const auto& [T, N, I, H, P, D] = call.layer.size;
+  const auto& [T, N, I, H, P, D, S] = call.layer.size;
   const std::vector<int64_t> rows{0};
   if (recurrence.bias) {
     const Tensor sum = torch::stable::sum(torch::stable::select(*recurrence.bias, 0, d), rows);
     return sum.scalar_type() == call.io ? sum : torch::stable::to(sum, call.io);
   }
-  Tensor all = torch::stable::view(recurrence.gates, {T * N, D * 4 * H});
+  Tensor all = torch::stable::view(recurrence.gates, {S, D * 4 * H});
   return torch::stable::sum(torch::stable::narrow(all, 1, d * 4 * H, 4 * H), rows);
 }
 
 // Replaces what is needed of out.weights.
 void gradients_of_weights(const LayerCall& call, const RecurrenceGradients& recurrence, const Tensor& y,
                           const std::vector<int64_t>& needed, InputGradients& out) {
-  const auto& [T, N, I, H, P, D] = call.layer.size;
+  const auto& [T, N, I, H, P, D, S] = call.layer.size;
   const auto need = [&](int64_t i) { return i >= 0 && needed[i]; };
   std::optional<Tensor> before;  // of all directions, made for the first that needs it
   for (int64_t d = 0; d < D; ++d) {
@@ -107,7 +107,7 @@ void gradients_of_weights(const LayerCall& call, const RecurrenceGradients& recu
     if (need(at.ih)) out.weights[at.ih] = sum_over_steps(call, 4 * H, I, gates, call.layer.x.data_ptr());
     if (need(at.hh)) {
       if (!before) before = states_before(call, y);
-      out.weights[at.hh] = sum_over_steps(call, 4 * H, P, gates, call.at(*before, d * T * N * P));
+      out.weights[at.hh] = sum_over_steps(call, 4 * H, P, gates, call.at(*before, d * S * P));
     }
     if (need(at.bias_ih) || need(at.bias_hh)) {
       const Tensor sum = gradient_of_bias(call, recurrence, d);
@@ -116,9 +116,8 @@ void gradients_of_weights(const LayerCall& call, const RecurrenceGradients& recu
     }
     if (need(at.hr))
       out.weights[at.hr] = sum_over_steps(
-          call, P, H,
-          {.data = call.at(*recurrence.projected, d * T * N * P), .stride = P, .transposed = true},
-          call.at(*recurrence.unprojected, d * T * N * H));
+          call, P, H, {.data = call.at(*recurrence.projected, d * S * P), .stride = P, .transposed = true},
+          call.at(*recurrence.unprojected, d * S * H));
   }
 }
 
@@ -136,12 +135,12 @@ void backward_of_nothing(const LayerCall& call, const OutputGradients& grads, co
 struct Backend {
   static ForwardResults forward(const LayerInputs& in, const Keep& keep) {
     const LayerCall call(in, Pass::forward);
-    const auto& [T, N, I, H, P, D] = call.layer.size;
+    const auto& [T, N, I, H, P, D, S] = call.layer.size;
     ForwardResults out;
-    out.y = call.new_io({T, N, D * P});
-    if (keep.cells) out.cells = call.new_compute({T, N, D * H});
+    out.y = call.new_io(call.layer.sequence(D * P));
+    if (keep.cells) out.cells = call.new_compute(call.layer.sequence(D * H));
     if (call.empty()) {
-      if (keep.gates) out.gates = call.new_compute({T, N, D * 4 * H});
+      if (keep.gates) out.gates = call.new_compute(call.layer.sequence(D * 4 * H));
       out.h_n = clone(call.layer.h0);
       out.c_n = clone(call.layer.c0);
       return out;
@@ -154,17 +153,17 @@ struct Backend {
 
   static RecomputedTensors recompute(const LayerInputs& in, const Tensor& y) {
     const LayerCall call(in, Pass::backward);
-    const auto& [T, N, I, H, P, D] = call.layer.size;
-    const Tensor cells = call.new_compute({T, N, D * H});
-    if (call.empty()) return {cells, call.new_compute({T, N, D * 4 * H})};
+    const auto& [T, N, I, H, P, D, S] = call.layer.size;
+    const Tensor cells = call.new_compute(call.layer.sequence(D * H));
+    if (call.empty()) return {cells, call.new_compute(call.layer.sequence(D * 4 * H))};
 
     const Tensor gates = input_gates(call), before = states_before(call, prepare(y, call.io));
     const Tensor weight_hh = call.stacked(&Layer::weight_hh);
     call.context.multiply(
-        {.m = T * N,
+        {.m = S,
          .n = 4 * H,
          .k = P,
-         .a = {.data = before.data_ptr(), .stride = P, .next = T * N * P},
+         .a = {.data = before.data_ptr(), .stride = P, .next = S * P},
          .b = {.data = weight_hh.data_ptr(), .stride = P, .transposed = true, .next = 4 * H * P},
          .c = gates.data_ptr(),
          .c_stride = D * 4 * H,

@@ -57,6 +57,17 @@ Type type_of(ScalarType type) {
   }
 }
 
+// Both one after the other. The host does not wait for the device: what is copied from memory that is not
+// pinned has left it when the call returns.
+Tensor copied_to(const torch::stable::Device& device, std::vector<int64_t> first,
+                 const std::vector<int64_t>& second) {
+  first.insert(first.end(), second.begin(), second.end());
+  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  const int64_t size = static_cast<int64_t>(first.size()), stride = 1;
+  const Tensor on_host = torch::stable::from_blob(first.data(), {size}, {stride}, cpu, ScalarType::Long);
+  return torch::stable::to(on_host, device, /*non_blocking=*/true, /*copy=*/true);
+}
+
 }  // namespace
 
 LayerCall::LayerCall(const LayerInputs& in, Pass pass)
@@ -78,19 +89,26 @@ LayerCall::LayerCall(const LayerInputs& in, Pass pass)
                    layer.size.hidden,
                    layer.size.outputs,
                    layer.size.directions,
+                   layer.size.entries,
                    pointer<const int64_t>(layer.lengths),
-                   pointer<const bool>(layer.resets)} {
+                   pointer<const bool>(layer.resets),
+                   nullptr} {
   print_once(plan);
+  if (!layer.batch_sizes) return;
+  packed.emplace(layer);
+  packed_on_device = copied_to(layer.x.device(), packed->offsets, packed->lengths);
+  kernel_sizes.offsets = pointer<const int64_t>(packed_on_device);
+  kernel_sizes.lengths = kernel_sizes.offsets + packed->offsets.size();
 }
 
 Type LayerCall::type() const {
   return type_of(io);
 }
 
-Tensor LayerCall::new_io(std::initializer_list<int64_t> shape) const {
+Tensor LayerCall::new_io(torch::headeronly::IntHeaderOnlyArrayRef shape) const {
   return torch::stable::new_empty(layer.x, shape);
 }
-Tensor LayerCall::new_compute(std::initializer_list<int64_t> shape) const {
+Tensor LayerCall::new_compute(torch::headeronly::IntHeaderOnlyArrayRef shape) const {
   return torch::stable::new_empty(layer.x, shape, compute);
 }
 
@@ -107,7 +125,7 @@ Tensor LayerCall::stacked(const Tensor& (Layer::*weight)(int64_t) const) const {
 }
 
 Tensor LayerCall::converted(const Tensor& tensor, ScalarType type) const {
-  const auto& [T, N, I, H, P, D] = layer.size;
+  const auto& [T, N, I, H, P, D, S] = layer.size;
   Tensor out = torch::stable::new_empty(layer.x, {D, N, H}, type);
   torch::stable::copy_(out, tensor);
   return out;

@@ -2,8 +2,8 @@
 // them.
 #pragma once
 
-#include <initializer_list>
 #include <optional>
+#include <vector>
 
 #include "../layer.h"
 #include "context.h"
@@ -18,6 +18,8 @@ struct LayerCall {
   ScalarType io, compute;
   Context context;
   KernelPlan plan;
+  std::optional<PackedSteps> packed;
+  std::optional<Tensor> packed_on_device;  // [T + 1 + N] int64: offsets and lengths of `packed`
   KernelSizes kernel_sizes;
 
   LayerCall(const LayerInputs& in, Pass pass);
@@ -25,14 +27,26 @@ struct LayerCall {
   Type type() const;  // io
   Stream stream() const { return context.stream(); }
   bool persistent() const { return plan.persistent.has_value(); }
-  bool empty() const { return layer.size.steps == 0 || layer.size.batch == 0; }
+  bool empty() const { return layer.size.entries == 0; }
+
+  // In the step that direction d takes as its step-th: its first entry, and the rows that have one.
+  int64_t first_entry(int64_t d, int64_t step) const {
+    const int64_t t = d == 0 ? step : layer.size.steps - 1 - step;
+    return packed ? packed->offsets[t] : t * layer.size.batch;
+  }
+  int64_t rows(int64_t d, int64_t step) const {
+    const int64_t t = d == 0 ? step : layer.size.steps - 1 - step;
+    return packed ? packed->offsets[t + 1] - packed->offsets[t] : layer.size.batch;
+  }
+  // The rows that have one in any direction.
+  int64_t rows(int64_t step) const { return std::max(rows(0, step), rows(layer.size.directions - 1, step)); }
 
   // Address of an element of a tensor of type io.
   void* at(const Tensor& tensor, int64_t offset) const {
     return static_cast<char*>(tensor.data_ptr()) + offset * io_bytes(type());
   }
-  Tensor new_io(std::initializer_list<int64_t> shape) const;
-  Tensor new_compute(std::initializer_list<int64_t> shape) const;
+  Tensor new_io(torch::headeronly::IntHeaderOnlyArrayRef shape) const;
+  Tensor new_compute(torch::headeronly::IntHeaderOnlyArrayRef shape) const;
 
   // One weight of all directions below each other, so that one product takes them. A single direction's is
   // not copied.

@@ -30,10 +30,10 @@ struct PersistentForwardArgs {
   const void* bias_hh[2];
   const void* h0;   // [D, N, H] io
   const void* c0;   // [D, N, H] io
-  void* gates;      // [T, N, D, 4H] compute  product of the input and W_ih
+  void* gates;      // [S, D, 4H] compute  product of the input and W_ih
   bool keep_gates;  // whether the activated gates take their place
-  void* cells;      // [T, N, D, H] compute   written; null: not wanted
-  void* y;          // [T, N, D, H] io        written; zero past a row's length
+  void* cells;      // [S, D, H] compute   written; null: not wanted
+  void* y;          // [S, D, H] io        written; zero past a row's length
   void* h_n;        // [D, N, H] io           written
   void* c_n;        // [D, N, H] io           written
 };
@@ -43,15 +43,15 @@ struct PersistentBackwardArgs {
   PersistentPlan plan;
   Exchange exchange;
   const void* weights;     // W_hh by pack_weights
-  const void* gates;       // [T, N, D, 4H] compute  activated
-  const void* cells;       // [T, N, D, H] compute
+  const void* gates;       // [S, D, 4H] compute  activated
+  const void* cells;       // [S, D, H] compute
   const void* c0;          // [D, N, H] io
-  const void* grad_cells;  // [T, N, D, H] compute   of every cell state; may be null (zero)
-  const void* grad_y;      // [T, N, D, H] io        may be null (zero)
+  const void* grad_cells;  // [S, D, H] compute   of every cell state; may be null (zero)
+  const void* grad_y;      // [S, D, H] io        may be null (zero)
   const void* grad_h_n;    // [D, N, H] io           may be null (zero)
   const void* grad_c_n;    // [D, N, H] io           may be null (zero)
   void* grad_c0;           // [D, N, H] io           written
-  void* grad_gates;        // [T, N, D, 4H] io       written; zero past a row's length
+  void* grad_gates;        // [S, D, 4H] io       written; zero past a row's length
   // [D, groups, 4H], written: sums of grad_gates over all steps and the rows of a group.
   float* grad_bias;
   // [D, N, 4H] io, written: grad_gates of each row's first step; zero where a reset keeps h0 from that step.

@@ -139,7 +139,7 @@ __device__ __forceinline__ void write_outputs(const PersistentBackwardArgs& args
                                               const int64_t& H, const Cell<IO> (&cells)[2],
                                               const Gates<float> (&own)[2], const float (&grad_c_t)[2]) {
   for (int r = 0; r < 2; ++r) {
-    if (!cells[r].exists) continue;
+    if (!cells[r].exists || !cells[r].at.has_entry) continue;
     const Coordinates& at = cells[r].at;
     store_gates<IO>(args.grad_gates, at.sequence_row(size, at.t), H, at.unit, own[r]);
     if (!at.active || !at.first) continue;

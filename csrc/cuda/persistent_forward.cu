@@ -111,7 +111,7 @@ __device__ __forceinline__ void write_outputs(const PersistentForwardArgs& args,
   const int64_t H = size.hidden;
   for (int r = 0; r < 2; ++r) {
     const Coordinates& at = cells.at[r];
-    if (!cells.exists[r]) continue;
+    if (!cells.exists[r] || !at.has_entry) continue;
     const int64_t here = at.sequence_row(size, at.t) * H, state = at.row * H + unit;
     IO output;
     narrow(h[r], output);

@@ -6,20 +6,19 @@
 
 namespace fusedlstm::cuda {
 
-// Runs all steps. `gates` [T, N, D*4H] compute holds the input's share of the gates, and afterwards the
+// Runs all steps. `gates` [S, D*4H] compute holds the input's share of the gates, and afterwards the
 // activated gates if they are kept; y and, if kept, the cells in `out` are written, h_n and c_n are made.
 void run_forward_steps(const LayerCall& call, const Tensor& weight_hh, const Tensor& gates, bool keep_gates,
                        ForwardResults& out);
 
 // What the backward recurrence leaves to the products over all steps.
 struct RecurrenceGradients {
-  Tensor gates;                // [T, N, D*4H]
+  Tensor gates;                // a sequence of D*4H columns
   Tensor gates_first;          // [D, N, 4H]  of each row's first step; zero where h0 does not reach it
   Tensor c0;                   // [D, N, H]
   std::optional<Tensor> bias;  // [D, groups, 4H] compute   where the persistent launch has summed them
-  // With a projection, in order of steps: the gradient of the projected states, and the states before their
-  // projection.
-  std::optional<Tensor> projected, unprojected;  // [D, T, N, P], [D, T, N, H]
+  // With a projection: the gradient of the projected states, and the states before their projection.
+  std::optional<Tensor> projected, unprojected;  // [D, S, P], [D, S, H]
 };
 RecurrenceGradients run_backward_steps(const LayerCall& call, const OutputGradients& grads,
                                        const SavedForBackward& saved, const Tensor& weight_hh);

@@ -20,7 +20,8 @@ __global__ void __launch_bounds__(kStepwiseThreads, Traits::kBlocks)
 
   const int64_t sequence = at.sequence_row(size, at.t) * H + at.unit, state = at.row * H + at.unit;
   const int64_t gate = 4 * (sequence - at.unit) + at.unit;
-  const int64_t unprojected = ((at.d * size.steps + step) * size.batch + at.n) * H + at.unit;
+  if (!at.has_entry) return;
+  const int64_t unprojected = (at.d * size.entries + at.entry(size, at.t)) * H + at.unit;
   if (!at.active) {
     store_gates(args.grad_gates, gate, H, GateUnits<IO, kUnits>{});
     if (args.unprojected) store(args.unprojected, unprojected, Units<IO, kUnits>{});
@@ -69,13 +70,14 @@ __global__ void seed_projected_kernel(const KernelSizes size, const IO* grad_y, 
   const int64_t stride = int64_t{grid_size()} * block_size();
   for (int64_t i = int64_t{block_index()} * block_size() + thread_index();
        i < size.directions * per_direction; i += stride) {
-    const int64_t d = i / per_direction, step = i % per_direction / (size.batch * P), n = i / P % size.batch;
-    const Coordinates at =
-        cell_at(size, step, static_cast<unsigned>(d * size.batch + n), static_cast<unsigned>(i % P));
+    const int64_t d = i / per_direction, t = i % per_direction / (size.batch * P), n = i / P % size.batch;
+    const Coordinates at = cell_at(size, d ? size.steps - 1 - t : t,
+                                   static_cast<unsigned>(d * size.batch + n), static_cast<unsigned>(i % P));
+    if (!at.has_entry) continue;
     typename Compute<IO>::type sum = 0;
     if (at.active && grad_y) sum += widen(grad_y[at.sequence_row(size, at.t) * P + at.unit]);
     if (at.active && at.last && grad_h_n) sum += widen(grad_h_n[at.row * P + at.unit]);
-    narrow(sum, out[i]);
+    narrow(sum, out[(d * size.entries + at.entry(size, t)) * P + at.unit]);
   }
 }
 

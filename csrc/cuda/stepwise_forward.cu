@@ -18,7 +18,8 @@ __device__ __forceinline__ void store_projected(const ForwardArgs& args, int64_t
     const Coordinates before = cell_at(args.size, step - 1, row, output);
     IO y{};
     if (before.active) y = *h;
-    static_cast<IO*>(args.y)[before.sequence_row(args.size, before.t) * args.size.outputs + output] = y;
+    if (before.has_entry)
+      static_cast<IO*>(args.y)[before.sequence_row(args.size, before.t) * args.size.outputs + output] = y;
   }
   if (active) *h = IO{};
 }
@@ -57,8 +58,9 @@ __global__ void __launch_bounds__(kStepwiseThreads, Traits::kBlocks)
 
   const int64_t sequence = at.sequence_row(size, at.t) * H + at.unit, state = at.row * H + at.unit;
   if (!at.active) {
-    store(args.unprojected ? args.unprojected : args.y, args.unprojected ? state : sequence,
-          Units<IO, kUnits>{});
+    if (args.unprojected) store(args.unprojected, state, Units<IO, kUnits>{});
+    if (!at.has_entry) return;
+    if (!args.unprojected) store(args.y, sequence, Units<IO, kUnits>{});
     if (args.cells) store(args.cells, sequence, Units<C, kUnits>{});
     return;
   }
@@ -100,7 +102,7 @@ __global__ void __launch_bounds__(kStepwiseThreads, Traits::kBlocks / 2)
     at = cell_at(size, step, at.row, at.unit);
     const int64_t sequence = at.sequence_row(size, at.t) * H + at.unit;
     if (!at.active) {
-      store(args.cells, sequence, Units<C, kUnits>{});
+      if (at.has_entry) store(args.cells, sequence, Units<C, kUnits>{});
       continue;
     }
     const int64_t gate = 4 * (sequence - at.unit) + at.unit;
@@ -125,7 +127,7 @@ __global__ void states_before_kernel(const KernelSizes size, const IO* h0, const
     IO state{};
     if (at.active && !at.enters)
       state = at.first ? h0[at.row * P + at.unit] : y[at.sequence_row(size, d ? t + 1 : t - 1) * P + at.unit];
-    before[i] = state;
+    if (at.has_entry) before[(d * size.entries + at.entry(size, t)) * P + at.unit] = state;
   }
 }
 

@@ -1,8 +1,8 @@
 // One thread's share of the backward pass. Included by kernels.inl alone.
 
-// Index of (t, row) in the [B, N] rows of a time block's workspace.
-FUSEDLSTM_HOST_DEVICE int64_t block_row(const Sizes& size, Range time_block, int64_t t, int64_t row) {
-  return (t - time_block.begin) * size.batch + row;
+// Index of (t, row) among the entries of a time block.
+FUSEDLSTM_HOST_DEVICE int64_t block_entry(const Rows& rows, Range time_block, int64_t t, int64_t row) {
+  return rows.entry(t, row) - rows.offset[time_block.begin];
 }
 
 // Gradient of y at step t from grad_y and grad_h_n, for the vector of columns from `column` on.
@@ -12,8 +12,7 @@ FUSEDLSTM_HOST_DEVICE Vec<T> output_gradient(const BackwardArgs<T>& args, int64_
   const int64_t P = args.size.outputs;
   Vec<T> grad{};
   if (column >= P) return grad;
-  if (args.grad_y)
-    grad += load(args.grad_y + (t * args.size.batch + row) * args.y_stride + column, P - column);
+  if (args.grad_y) grad += load(args.grad_y + args.rows.entry(t, row) * args.y_stride + column, P - column);
   if (args.grad_h_n && is_last(args, t, row)) grad += load(args.grad_h_n + row * P + column, P - column);
   return grad;
 }
@@ -27,7 +26,7 @@ FUSEDLSTM_HOST_DEVICE const T* next_grad_gates(const BackwardArgs<T>& args,
   const int64_t next = args.reverse ? t - 1 : t + 1, G = 4 * args.size.hidden;
   if (is_last(args, t, row) || enters_segment(args, next, row)) return args.zeros;
   if (next < time_block.begin || next >= time_block.end) return workspace.grad_gates_next + row * G;
-  return workspace.grad_gates + block_row(args.size, time_block, next, row) * G;
+  return workspace.grad_gates + block_entry(args.rows, time_block, next, row) * G;
 }
 // Depth of the product with those gradients: 0 in the last of all steps.
 template <class T>
@@ -35,16 +34,18 @@ FUSEDLSTM_HOST_DEVICE int64_t next_depth(const BackwardArgs<T>& args, int64_t t)
   return t == (args.reverse ? 0 : args.size.steps - 1) ? 0 : 4 * args.size.hidden;
 }
 
-// Clears tensor [B, N, parts, columns] for the rows of a share that take no part in step t.
+// Clears tensor [B, parts, columns] for the rows of a share that have an entry in step t and take no part in
+// it.
 template <class T>
 void clear_inactive(const BackwardArgs<T>& args, Range time_block, int64_t t, const Share<T>& share,
                     T* tensor, int64_t columns, int64_t parts) {
   const int64_t begin = share.unit_blocks.begin * kNR<T>,
                 end = std::min(share.unit_blocks.end * kNR<T>, columns);
-  for (int64_t at = share.row_first; at < args.size.batch && begin < end; at += share.row_stride)
+  const int64_t entries = args.rows.offset[t + 1] - args.rows.offset[t];
+  for (int64_t at = share.row_first; at < entries && begin < end; at += share.row_stride)
     for (int64_t part = 0; at >= args.rows.active[t] && part < parts; ++part)
       std::fill_n(tensor +
-                      (block_row(args.size, time_block, t, args.rows.order[at]) * parts + part) * columns +
+                      (block_entry(args.rows, time_block, t, args.rows.order[at]) * parts + part) * columns +
                       begin,
                   end - begin, T(0));
 }
@@ -68,7 +69,7 @@ void backward_project(const BackwardArgs<T>& args, const BackwardWorkspace<T>& w
       panel_gemm<T>(next, count, next_depth(args, t), workspace.panels_hh + column * G, vectors, sum);
       for (int64_t r = 0; r < count; ++r)
         for (int64_t v = 0, at = column; v < vectors; ++v, at += L)
-          store(workspace.grad_p + block_row(args.size, time_block, t, row[r]) * P + at,
+          store(workspace.grad_p + block_entry(args.rows, time_block, t, row[r]) * P + at,
                 load(sum + (4 * r + v) * L), P - at);
     }
   });
@@ -77,7 +78,7 @@ void backward_project(const BackwardArgs<T>& args, const BackwardWorkspace<T>& w
 // A row in step t.
 template <class T>
 struct BackwardRow {
-  int64_t row, block_row;
+  int64_t row, block_entry;
   const T* c_prev;
   bool enters, first;  // it starts from states of zero, or from h0 and c0
 };
@@ -86,9 +87,9 @@ struct BackwardRow {
 template <class T>
 FUSEDLSTM_HOST_DEVICE void backward_cells(const BackwardArgs<T>& args, const BackwardWorkspace<T>& workspace,
                                           int64_t t, const BackwardRow<T>& at, int64_t unit, Vec<T> grad_h) {
-  const int64_t H = args.size.hidden, G = 4 * H, units = H - unit, step_row = t * args.size.batch + at.row;
-  const int64_t cell = step_row * args.cells_stride + unit;
-  const T* const saved = args.gates + step_row * args.gates_stride + unit;
+  const int64_t H = args.size.hidden, G = 4 * H, units = H - unit, entry = args.rows.entry(t, at.row);
+  const int64_t cell = entry * args.cells_stride + unit;
+  const T* const saved = args.gates + entry * args.gates_stride + unit;
   const Gates<Vec<T>> gates{load(saved, units), load(saved + H, units), load(saved + 2 * H, units),
                             load(saved + 3 * H, units)};
   T* const grad_c0 = args.grad_c0 + at.row * H + unit;  // gradient of the cell state, from step to step
@@ -96,17 +97,17 @@ FUSEDLSTM_HOST_DEVICE void backward_cells(const BackwardArgs<T>& args, const Bac
   if (args.grad_cells) grad_c += load(args.grad_cells + cell, units);
   const CellGradient<Vec<T>> grad = cell_gradient<VectorMath<T>>(
       gates, load(at.c_prev + unit, units), load(args.cells + cell, units), grad_h, grad_c);
-  store_gates(workspace.grad_gates + at.block_row * G + unit, grad.pre, H, units);
+  store_gates(workspace.grad_gates + at.block_entry * G + unit, grad.pre, H, units);
   if (at.first) store_gates(workspace.grad_gates_first + at.row * G + unit, grad.pre, H, units);
   store(grad_c0, at.enters ? Vec<T>{} : grad.c_prev, units);
-  if (args.weight_hr) store(workspace.h + at.block_row * H + unit, grad.h, units);
+  if (args.weight_hr) store(workspace.h + at.block_entry * H + unit, grad.h, units);
 }
 
 template <class T>
 void backward_step(const BackwardArgs<T>& args, const BackwardWorkspace<T>& workspace, Range time_block,
                    int64_t t, const Share<T>& share) {
   constexpr int64_t L = kLanes<T>, NR = kNR<T>;
-  const int64_t N = args.size.batch, H = args.size.hidden, P = args.size.outputs, G = 4 * H;
+  const int64_t H = args.size.hidden, P = args.size.outputs, G = 4 * H;
   const bool projected = args.weight_hr != nullptr;
   clear_inactive(args, time_block, t, share, workspace.grad_gates, H, 4);
   if (projected) clear_inactive(args, time_block, t, share, workspace.h, H, 1);
@@ -114,11 +115,11 @@ void backward_step(const BackwardArgs<T>& args, const BackwardWorkspace<T>& work
     const T* from[kMC];
     BackwardRow<T> rows[kMC];
     for (int64_t r = 0; r < count; ++r) {
-      const int64_t index = block_row(args.size, time_block, t, row[r]);
+      const int64_t index = block_entry(args.rows, time_block, t, row[r]);
       const bool enters = enters_segment(args, t, row[r]);
       from[r] =
           projected ? workspace.grad_p + index * P : next_grad_gates(args, workspace, time_block, t, row[r]);
-      rows[r] = {row[r], index, c_before(args, t, row[r], N * args.cells_stride), enters,
+      rows[r] = {row[r], index, c_before(args, t, row[r], true), enters,
                  is_first(args, t, row[r]) && !enters};
     }
     for (int64_t column = share.unit_blocks.begin * NR; column < std::min(share.unit_blocks.end * NR, H);

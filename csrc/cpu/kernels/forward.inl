@@ -69,7 +69,7 @@ int64_t forward_workspace_of_thread(const Sizes& size) {
 
 template <class T, class W>
 FUSEDLSTM_HOST_DEVICE T* gates_of(const ForwardArgs<T, W>& args, int64_t t, int64_t row) {
-  return args.gates + (t % args.gates_steps * args.size.batch + row) * args.gates_stride;
+  return args.gates + (args.gates_offset[t] + row) * args.gates_stride;
 }
 
 // sum [count, 4, lanes] = biases + x times W_ih, for the units from `unit` on.
@@ -85,7 +85,7 @@ void start_gates(const ForwardArgs<T, W>& args, const RowBlock& x, int64_t count
 
 template <class T, class W, class GateGemm>
 void input_gates(const ForwardArgs<T, W>& args, Range time_block, const Share<T>& share) {
-  const int64_t N = args.size.batch, H = args.size.hidden, I = args.size.input, L = kLanes<T>;
+  const int64_t H = args.size.hidden, I = args.size.input, L = kLanes<T>;
   const T* x[kMC];
   T* gates[kMC];
   int64_t count = 0;
@@ -106,7 +106,7 @@ void input_gates(const ForwardArgs<T, W>& args, Range time_block, const Share<T>
   for (int64_t t = time_block.begin; t < time_block.end; ++t)
     for (int64_t at = share.row_first; at < args.rows.active[t]; at += share.row_stride) {
       const int64_t row = args.rows.order[at];
-      x[count] = args.x + (t * N + row) * I;
+      x[count] = args.x + args.rows.entry(t, row) * I;
       gates[count] = gates_of(args, t, row);
       if (++count == kMC) flush();
     }
@@ -118,13 +118,13 @@ void input_gates(const ForwardArgs<T, W>& args, Range time_block, const Share<T>
 template <class T, class W>
 FUSEDLSTM_HOST_DEVICE void update_cells(const ForwardArgs<T, W>& args, int64_t t, int64_t row, int64_t unit,
                                         const T* sum, const T* c_prev, T* gates) {
-  const int64_t N = args.size.batch, H = args.size.hidden, L = kLanes<T>, units = H - unit;
+  const int64_t H = args.size.hidden, L = kLanes<T>, units = H - unit, entry = args.rows.entry(t, row);
   const Gates<Vec<T>> activated =
       activate<VectorMath<T>>(Gates<Vec<T>>{load(sum), load(sum + L), load(sum + 2 * L), load(sum + 3 * L)});
   const Vec<T> c_t = next_cell(activated, load(c_prev + unit, units));
-  store(args.cells + t * args.cells_step + row * args.cells_stride + unit, c_t, units);
+  store(args.cells + (args.keep_cells ? entry : row) * args.cells_stride + unit, c_t, units);
   if (!args.recompute) {
-    T* const h = args.h ? args.h + row * H : args.y + (t * N + row) * args.y_stride;
+    T* const h = args.h ? args.h + row * H : args.y + entry * args.y_stride;
     store(h + unit, hidden_state<VectorMath<T>>(activated, c_t), units);
   }
   if (args.keep_gates) store_gates(gates + unit, activated, H, units);
@@ -132,15 +132,14 @@ FUSEDLSTM_HOST_DEVICE void update_cells(const ForwardArgs<T, W>& args, int64_t t
 
 template <class T, class W, class GateGemm>
 void forward_step(const ForwardArgs<T, W>& args, int64_t t, const Share<T>& share) {
-  const int64_t N = args.size.batch, I = args.size.input, H = args.size.hidden, P = args.size.outputs,
-                L = kLanes<T>;
+  const int64_t I = args.size.input, H = args.size.hidden, P = args.size.outputs, L = kLanes<T>;
   for_each_row_block(args.rows, t, share, [&](const int64_t* row, int64_t count) {
     const T *x[kMC], *h_prev[kMC], *c_prev[kMC];
     T* gates[kMC];
     for (int64_t r = 0; r < count; ++r) {
-      x[r] = args.x + (t * N + row[r]) * I;
+      x[r] = args.x + args.rows.entry(t, row[r]) * I;
       h_prev[r] = h_before(args, t, row[r]);
-      c_prev[r] = c_before(args, t, row[r], args.cells_step);
+      c_prev[r] = c_before(args, t, row[r], args.keep_cells);
       gates[r] = gates_of(args, t, row[r]);
     }
     const bool packed = args.packed_hh != nullptr;
@@ -167,7 +166,7 @@ void forward_step(const ForwardArgs<T, W>& args, int64_t t, const Share<T>& shar
 // W_hr is read unpacked, since it has few weights beside those of the gates.
 template <class T, class W>
 void project(const ForwardArgs<T, W>& args, int64_t t, const Share<T>& share) {
-  const int64_t N = args.size.batch, H = args.size.hidden, P = args.size.outputs, L = kLanes<T>;
+  const int64_t H = args.size.hidden, P = args.size.outputs, L = kLanes<T>;
   for (int64_t block = share.unit_blocks.begin; block < share.unit_blocks.end; ++block) {
     const int64_t column = block * L, columns = std::min(L, P - column);
     for_each_row_block(args.rows, t, share, [&](const int64_t* row, int64_t count) {
@@ -177,7 +176,7 @@ void project(const ForwardArgs<T, W>& args, int64_t t, const Share<T>& share) {
       std::fill_n(sum, count * L, T(0));
       dot_gemm<T, W>(h, count, args.weight_hr + column * H, H, columns, H, sum, L);
       for (int64_t r = 0; r < count; ++r)
-        store(args.y + (t * N + row[r]) * args.y_stride + column, load(sum + r * L), columns);
+        store(args.y + args.rows.entry(t, row[r]) * args.y_stride + column, load(sum + r * L), columns);
     });
   }
 }
