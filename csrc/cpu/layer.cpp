@@ -140,7 +140,7 @@ void run_forward(const LayerCall& call, const ForwardResults& out, bool recomput
   std::array<ForwardArgs<T, W>, 2> directions;
   for (int64_t d = 0; d < D; ++d) {
     time_blocks[d] = call.time_blocks(d == 1);
-    if (!out.gates) offsets_in_block[d] = offsets_in_blocks(call.schedule.offset, time_blocks[d]);
+    if (gates_size > 0) offsets_in_block[d] = offsets_in_blocks(call.schedule.offset, time_blocks[d]);
     T* const packed_ih = workspace.data() + d * size_of_each;
     T *const packed_hh = packed_ih + ih_size, *const gates_memory = packed_hh + hh_size;
     directions[d] = {.size = layer.size,
@@ -158,7 +158,7 @@ void run_forward(const LayerCall& call, const ForwardResults& out, bool recomput
                      .c0 = pointer<T>(layer.c0) + d * N * H,
                      .zeros = zeros.data(),
                      .gates = out.gates ? pointer<T>(out.gates) + d * G : gates_memory,
-                     .gates_offset = (out.gates ? call.schedule.offset : offsets_in_block[d]).data(),
+                     .gates_offset = (gates_size > 0 ? offsets_in_block[d] : call.schedule.offset).data(),
                      .gates_stride = out.gates ? D * G : G,
                      .keep_gates = out.gates.has_value(),
                      .input_in_step = in_step,
