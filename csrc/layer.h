@@ -4,18 +4,14 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <initializer_list>
 #include <optional>
-#include <string>
 #include <vector>
 
+#include "allocate.h"
+#include "checks.h"
 #include "sizes.h"
-#include "stable.h"
 
 namespace fusedlstm {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // The arguments of a call. Weights are in the order of nn.LSTM: for each direction weight_ih [4H, I] and
 // weight_hh [4H, P], then bias_ih and bias_hh [4H] if there are biases, then weight_hr [P, H] if there is a
@@ -73,7 +69,7 @@ inline ScalarType compute_type(const Tensor& x) {
 // Dense and of the given type.
 inline Tensor prepare(const Tensor& tensor, ScalarType type) {
   if (tensor.scalar_type() == type && tensor.is_contiguous()) return tensor;  // saves a call into torch
-  return torch::stable::contiguous(tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
+  return dense(cast(tensor, type));
 }
 inline std::optional<Tensor> prepare(const std::optional<Tensor>& tensor, ScalarType type) {
   return tensor ? std::optional(prepare(*tensor, type)) : std::nullopt;
@@ -127,86 +123,76 @@ struct Layer {
   const Tensor& weight_hr(int64_t d) const { return weights[positions(d).hr]; }
 };
 
-inline std::string shape(const Tensor& tensor) {
-  std::string text = "[";
-  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
-  return text + "]";
+// All numbers of elements are products of these sizes. 2^57 leaves room for bytes and for what kernels pad;
+// no machine has as much, but expanded tensors may claim it.
+inline void check_size(const Sizes& size) {
+  const auto rows =
+      static_cast<double>(size.steps) * static_cast<double>(size.batch);  // a double does not wrap
+  const auto units = static_cast<double>(size.directions) * 4 * static_cast<double>(size.hidden);
+  const auto inputs = static_cast<double>(size.input), outputs = static_cast<double>(size.outputs);
+  const double depth = std::max({inputs, outputs, static_cast<double>(size.hidden)});
+  if (std::max({rows, units, rows * units, rows * inputs, rows * 2 * outputs, units * depth}) >= 0x1p57)
+    fail("sizes must give tensors of less than 2^57 elements, got ", size.steps, " steps, ", size.batch,
+         " sequences, ", size.input, " features, ", size.hidden, " hidden units and ", size.outputs,
+         " outputs");
 }
 
-// Runs for every tensor of every call, so the text is made only for a tensor that fails.
-inline void check_shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> expected) {
-  const auto sizes = tensor.sizes();
-  if (std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end())) return;
-  std::string wanted;
-  for (const int64_t size : expected) wanted += (wanted.empty() ? "" : ", ") + std::to_string(size);
-  STD_TORCH_CHECK(false, name, " must be [", wanted, "], got ", shape(tensor));
-}
-
-inline void check_like(const char* name, const Tensor& tensor, const Tensor& input) {
-  STD_TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), name, " must have the dtype of input");
-  STD_TORCH_CHECK(tensor.device() == input.device(), name, " must be on the device of input");
-}
-
-inline void check_weights(const LayerInputs& in, const Sizes& size) {
+inline void check_weights(const LayerInputs& in, const Sizes& size, ScalarType type, const Device& device) {
   const auto count = static_cast<int64_t>(in.weights.size()), each = count / size.directions;
   const bool projected = size.outputs != size.hidden, biased = each >= 4;
-  STD_TORCH_CHECK(each * size.directions == count && each == 2 + 2 * biased + projected, "weights must hold ",
-                  projected ? "3 or 5" : "2 or 4", " tensors for each of ", size.directions,
-                  " directions, got ", count);
+  if (each * size.directions != count || each != 2 + 2 * biased + projected)
+    fail("weights must hold ", projected ? "3 or 5" : "2 or 4", " tensors for each of ", size.directions,
+         " directions, got ", count);
   for (int64_t d = 0; d < size.directions; ++d) {
     const Tensor* const given = in.weights.data() + d * each;
-    check_shape("weight_ih", given[0], {4 * size.hidden, size.input});
-    check_shape("weight_hh", given[1], {4 * size.hidden, size.outputs});
-    if (projected) check_shape("weight_hr", given[each - 1], {size.outputs, size.hidden});
+    check_tensor({"weight_ih", d}, given[0], {4 * size.hidden, size.input}, type, device);
+    check_tensor({"weight_hh", d}, given[1], {4 * size.hidden, size.outputs}, type, device);
+    if (projected) check_tensor({"weight_hr", d}, given[each - 1], {size.outputs, size.hidden}, type, device);
     if (!biased) continue;
-    check_shape("bias_ih", given[2], {4 * size.hidden});
-    check_shape("bias_hh", given[3], {4 * size.hidden});
+    check_tensor({"bias_ih", d}, given[2], {4 * size.hidden}, type, device);
+    check_tensor({"bias_hh", d}, given[3], {4 * size.hidden}, type, device);
   }
-  for (const Tensor& weight : in.weights) check_like("weights", weight, in.x);
 }
 
 inline Sizes check_inputs(const LayerInputs& in) {
-  STD_TORCH_CHECK(in.x.dim() == 3, "input must be [steps, batch, input_size], got ", shape(in.x));
-  STD_TORCH_CHECK(in.c0.dim() == 3, "c0 must be [directions, batch, hidden_size], got ", shape(in.c0));
-  STD_TORCH_CHECK(in.h0.dim() == 3, "h0 must be [directions, batch, outputs], got ", shape(in.h0));
+  check_rank("input", in.x, "[steps, batch, input_size]");
+  check_rank("c0", in.c0, "[directions, batch, hidden_size]");
+  check_rank("h0", in.h0, "[directions, batch, outputs]");
   const ScalarType type = in.x.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
-                      type == ScalarType::Half,
-                  "input must be float32, float64, bfloat16 or float16");
+  const Device device = in.x.device();
+  if (type != ScalarType::Float && type != ScalarType::Double && type != ScalarType::BFloat16 &&
+      type != ScalarType::Half)
+    fail("input must be float32, float64, bfloat16 or float16, got ", TypeText{type});
   const Sizes size = sizes_of(in);
-  STD_TORCH_CHECK(size.directions == 1 || size.directions == 2, "c0 must have 1 or 2 directions, got ",
-                  size.directions);
-  check_shape("h0", in.h0, {size.directions, size.batch, size.outputs});
-  check_shape("c0", in.c0, {size.directions, size.batch, size.hidden});
-  check_like("h0", in.h0, in.x);
-  check_like("c0", in.c0, in.x);
-  check_weights(in, size);
-  if (in.lengths) {
-    check_shape("lengths", *in.lengths, {size.batch});
-    STD_TORCH_CHECK(in.lengths->scalar_type() == ScalarType::Long, "lengths must be int64");
-    STD_TORCH_CHECK(in.lengths->device() == in.x.device(), "lengths must be on the device of input");
-  }
-  if (in.resets) {
-    check_shape("resets", *in.resets, {size.steps, size.batch});
-    STD_TORCH_CHECK(in.resets->scalar_type() == ScalarType::Bool, "resets must be bool");
-    STD_TORCH_CHECK(in.resets->device() == in.x.device(), "resets must be on the device of input");
-  }
+  if (size.directions != 1 && size.directions != 2)
+    fail("c0 must have 1 or 2 directions, got ", size.directions);
+  check_size(size);
+  check_memory("input", in.x, in.x.sizes(), type);
+  check_tensor("h0", in.h0, {size.directions, size.batch, size.outputs}, type, device);
+  check_tensor("c0", in.c0, {size.directions, size.batch, size.hidden}, type, device);
+  check_weights(in, size, type, device);
+  if (in.lengths) check_tensor("lengths", *in.lengths, {size.batch}, ScalarType::Long, device);
+  if (in.resets) check_tensor("resets", *in.resets, {size.steps, size.batch}, ScalarType::Bool, device);
   return size;
 }
 
-inline void check_outputs(const Sizes& size, const Tensor& y) {
-  check_shape("y", y, {size.steps, size.batch, size.directions * size.outputs});
+inline void check_outputs(const Sizes& size, const Tensor& y, const Tensor& x) {
+  check_tensor("y", y, {size.steps, size.batch, size.directions * size.outputs}, x.scalar_type(), x.device());
 }
 
-inline void check_backward(const Sizes& size, const OutputGradients& grads, const SavedForBackward& saved) {
+inline void check_backward(const LayerInputs& in, const OutputGradients& grads,
+                           const SavedForBackward& saved) {
+  const Sizes size = check_inputs(in);
   const auto& [T, N, I, H, P, D] = size;
-  check_outputs(size, saved.y);
-  check_shape("cells", saved.cells, {T, N, D * H});
-  check_shape("gates", saved.gates, {T, N, D * 4 * H});
-  if (grads.y) check_shape("grad_y", *grads.y, {T, N, D * P});
-  if (grads.h_n) check_shape("grad_h_n", *grads.h_n, {D, N, P});
-  if (grads.c_n) check_shape("grad_c_n", *grads.c_n, {D, N, H});
-  if (grads.cells) check_shape("grad_cells", *grads.cells, {T, N, D * H});
+  const ScalarType type = in.x.scalar_type(), compute = compute_type(in.x);
+  const Device device = in.x.device();
+  check_outputs(size, saved.y, in.x);
+  check_tensor("cells", saved.cells, {T, N, D * H}, compute, device);
+  check_tensor("gates", saved.gates, {T, N, D * 4 * H}, compute, device);
+  if (grads.y) check_tensor("grad_y", *grads.y, {T, N, D * P}, type, device);
+  if (grads.h_n) check_tensor("grad_h_n", *grads.h_n, {D, N, P}, type, device);
+  if (grads.c_n) check_tensor("grad_c_n", *grads.c_n, {D, N, H}, type, device);
+  if (grads.cells) check_tensor("grad_cells", *grads.cells, {T, N, D * H}, compute, device);
 }
 
 }  // namespace fusedlstm

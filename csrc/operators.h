@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
   check_inputs(inputs);
   const ForwardResults out = Backend::forward(inputs, {keep_cells, keep_gates});
   const auto or_empty = [&](const std::optional<Tensor>& kept) {
-    return kept ? *kept : torch::stable::new_empty(x, {0}, compute_type(x));
+    return kept ? *kept : allocate(x, {0}, compute_type(x));
   };
   return {out.y, out.h_n, out.c_n, or_empty(out.cells), or_empty(out.gates)};
 }
@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor> lstm_recompute(const Tensor& x, const Tensor& h0, con
                                           const std::optional<Tensor>& resets, bool allow_tf32,
                                           const Tensor& y) {
   const LayerInputs inputs{x, h0, c0, weights, lengths, resets, allow_tf32};
-  check_outputs(check_inputs(inputs), y);
+  check_outputs(check_inputs(inputs), y, x);
   const RecomputedTensors out = Backend::recompute(inputs, y);
   return {out.cells, out.gates};
 }
@@ -61,9 +61,9 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
   const LayerInputs inputs{x, h0, c0, weights, lengths, resets, allow_tf32};
   const OutputGradients grads{grad_y, grad_h_n, grad_c_n, grad_cells};
   const SavedForBackward saved{y, cells, gates};
-  check_backward(check_inputs(inputs), grads, saved);
-  STD_TORCH_CHECK(need_weights.size() == weights.size(), "need_weights must have ", weights.size(),
-                  " entries, got ", need_weights.size());
+  check_backward(inputs, grads, saved);
+  if (need_weights.size() != weights.size())
+    fail("need_weights must have ", weights.size(), " entries, got ", need_weights.size());
   const InputGradients out = Backend::backward(inputs, grads, saved, {need_x, need_h0, need_weights});
   return {out.x, out.h0, out.c0, out.weights};
 }

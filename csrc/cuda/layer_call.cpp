@@ -26,7 +26,7 @@ void print_once(const KernelPlan& plan) {
 StrategyChoice strategy_choice() {
   const char* const choice = std::getenv("FUSEDLSTM_STRATEGY");
   const std::optional<StrategyChoice> named = strategy_named(choice ? choice : "fastest");
-  STD_TORCH_CHECK(named, "FUSEDLSTM_STRATEGY must be ", kStrategyNames, ", got ", choice);
+  if (!named) fail("FUSEDLSTM_STRATEGY must be ", kStrategyNames, ", got ", choice);
   return *named;
 }
 
@@ -37,9 +37,8 @@ Limits limits_with_margin(const Context& context) {
   if (!margin) return limits;
   char* end = nullptr;
   const long count = std::strtol(margin, &end, 10);
-  STD_TORCH_CHECK(end != margin && *end == '\0' && count >= 0 && count < limits.multiprocessors,
-                  "FUSEDLSTM_SM_MARGIN must be a number from 0 to ", limits.multiprocessors - 1, ", got ",
-                  margin);
+  if (end == margin || *end != '\0' || count < 0 || count >= limits.multiprocessors)
+    fail("FUSEDLSTM_SM_MARGIN must be a number from 0 to ", limits.multiprocessors - 1, ", got ", margin);
   limits.multiprocessors -= static_cast<int>(count);
   return limits;
 }
@@ -88,17 +87,17 @@ Type LayerCall::type() const {
 }
 
 Tensor LayerCall::new_io(std::initializer_list<int64_t> shape) const {
-  return torch::stable::new_empty(layer.x, shape);
+  return allocate(layer.x, shape);
 }
 Tensor LayerCall::new_compute(std::initializer_list<int64_t> shape) const {
-  return torch::stable::new_empty(layer.x, shape, compute);
+  return allocate(layer.x, shape, compute);
 }
 
 Tensor LayerCall::stacked(const Tensor& (Layer::*weight)(int64_t) const) const {
   const Tensor& first = (layer.*weight)(0);
   if (layer.size.directions == 1) return first;
   const int64_t rows = first.size(0);
-  Tensor stacked = torch::stable::new_empty(first, {layer.size.directions * rows, first.size(1)});
+  Tensor stacked = allocate(first, {layer.size.directions * rows, first.size(1)});
   for (int64_t d = 0; d < layer.size.directions; ++d) {
     Tensor part = torch::stable::narrow(stacked, 0, d * rows, rows);
     torch::stable::copy_(part, (layer.*weight)(d));
@@ -108,7 +107,7 @@ Tensor LayerCall::stacked(const Tensor& (Layer::*weight)(int64_t) const) const {
 
 Tensor LayerCall::converted(const Tensor& tensor, ScalarType type) const {
   const auto& [T, N, I, H, P, D] = layer.size;
-  Tensor out = torch::stable::new_empty(layer.x, {D, N, H}, type);
+  Tensor out = allocate(layer.x, {D, N, H}, type);
   torch::stable::copy_(out, tensor);
   return out;
 }
@@ -127,10 +126,10 @@ std::optional<Tensor> LayerCall::bias_sum() const {
 
 PersistentMemory::PersistentMemory(const LayerCall& call, const Tensor& weight_hh)
     : weights(call.new_io({packed_bytes(call.kernel_sizes, *call.plan.persistent) / io_bytes(call.type())})),
-      words(torch::stable::new_empty(call.layer.x,
-                                     {slot_words(call.kernel_sizes, *call.plan.persistent) +
-                                      flag_words(call.kernel_sizes, *call.plan.persistent)},
-                                     ScalarType::Int)),
+      words(allocate(call.layer.x,
+                     {slot_words(call.kernel_sizes, *call.plan.persistent) +
+                      flag_words(call.kernel_sizes, *call.plan.persistent)},
+                     ScalarType::Int)),
       exchange(clear_exchange(call.kernel_sizes, *call.plan.persistent, pointer<uint32_t>(words), call.type(),
                               call.stream())) {
   pack_weights(call.kernel_sizes, *call.plan.persistent, weight_hh.data_ptr(), weights.data_ptr(),
