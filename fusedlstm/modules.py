@@ -199,6 +199,8 @@ class LSTM(nn.LSTM):
         Raises:
             TypeError: an argument is of the wrong type.
             ValueError: a shape, dtype, device or length does not fit; the text names the argument.
+            RuntimeError: a weight does not fit, a storage was freed, or there is too little memory. The other two are
+                of the class that ``nn.LSTM`` raises as well.
 
         Example:
             >>> lstm = fusedlstm.LSTM(10, 20, bidirectional=True)
@@ -275,6 +277,8 @@ class LSTMCell(nn.LSTMCell):
         Raises:
             TypeError: ``input`` or ``hx`` is of the wrong type.
             ValueError: a shape, dtype or device does not fit; the text names the argument.
+            RuntimeError: a weight does not fit, a storage was freed, or there is too little memory. The other two are
+                of the class that ``nn.LSTMCell`` raises as well.
         """
         if not tracers.is_tracing():
             return _cell_forward(self, input, hx)

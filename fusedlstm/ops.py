@@ -66,7 +66,8 @@ def lstm_layer(
         y and the cell states are zero past the end of a sequence.
 
     Raises:
-        RuntimeError: a shape or dtype does not fit, a length lies outside 0..T, or the device has no kernels.
+        RuntimeError: a shape, dtype or device does not fit, a length lies outside 0..T, a storage was freed, there is
+            too little memory (torch.OutOfMemoryError on a GPU), or the device has no kernels.
             On a GPU a length outside 0..T is clamped instead, since checking it would need a host synchronisation.
 
     Example:
@@ -149,12 +150,11 @@ def _named(
 ) -> Iterator[tuple[str, Any]]:
     """The tensors of a call besides its input, with the names that the operators' errors have for them."""
     yield from (("h0", h0), ("c0", c0))
-    directions = h0.shape[0]
-    each = len(weights) // directions
+    each = len(weights) // max(int(h0.shape[0]), 1)
     names = ["weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if each >= 4 else ()), *["weight_hr"] * (each % 2)]
     for index, weight in enumerate(weights):
-        d, position = divmod(index, each)
-        yield f"{names[position]} of direction {d}" if len(names) == each else f"weights[{index}]", weight
+        known = len(names) == each
+        yield f"{names[index % each]} of direction {index // each}" if known else f"weights[{index}]", weight
     yield from ((name, tensor) for name, tensor in (("lengths", lengths), ("resets", resets)) if tensor is not None)
 
 
@@ -184,9 +184,17 @@ def _tf32_allowed() -> bool:
 _tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _check_devices(x: Tensor, others: Iterable[tuple[str, Tensor]]) -> None:
-    """The operators' own check, where torch calls a fake kernel since any one tensor is fake or on the meta device."""
-    for name, tensor in others:
+def _check_devices(x: Tensor, inputs: tuple[Any, ...], others: Iterable[tuple[str, Tensor]] = ()) -> None:
+    """The operators' own check, where torch calls a fake kernel since any one tensor is fake or on the meta device.
+
+    ``inputs`` are the operator's arguments from h0 to resets. Names may ask for a size that a compiler leaves open, so
+    they are made for an error alone.
+    """
+    h0, c0, weights, lengths, resets = inputs
+    tensors = h0, c0, *weights, lengths, resets, *(tensor for _, tensor in others)
+    if all(tensor is None or tensor.device == x.device for tensor in tensors):
+        return
+    for name, tensor in (*_named(*inputs), *others):
         if tensor.device != x.device:
             raise ArgumentError(f"lstm: {name} must be on the device of input, {x.device}, got {tensor.device}")
 
@@ -201,7 +209,7 @@ def _fake_inference(
     resets: Tensor | None,
     allow_tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_devices(x, _named(h0, c0, weights, lengths, resets))
+    _check_devices(x, (h0, c0, weights, lengths, resets))
     D, N, P = h0.shape
     return x.new_empty((x.shape[0], N, D * P)), x.new_empty((D, N, P)), x.new_empty((D, N, c0.shape[2]))
 
@@ -233,7 +241,7 @@ def _fake_recompute(
     allow_tf32: bool,
     y: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    _check_devices(x, (*_named(h0, c0, weights, lengths, resets), ("y", y)))
+    _check_devices(x, (h0, c0, weights, lengths, resets), [("y", y)])
     return _fake_kept(x, c0, True, True)
 
 
@@ -266,10 +274,8 @@ def _fake_backward(
     need_weights: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     saved = ("y", y), ("cells", cells), ("gates", gates)
-    _check_devices(
-        x,
-        (*_named(h0, c0, weights, lengths, resets), *saved, *_named_gradients(grad_y, grad_h_n, grad_c_n, grad_cells)),
-    )
+    grads = _named_gradients(grad_y, grad_h_n, grad_c_n, grad_cells)
+    _check_devices(x, (h0, c0, weights, lengths, resets), [*saved, *grads])
 
     def like(tensor: Tensor, needed: bool | int) -> Tensor:
         return tensor.new_empty(tensor.shape if needed else (0,))
