@@ -25,14 +25,19 @@ def check(name: str, tensor: Tensor) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
     try:
-        given, strides = tensor.untyped_storage().nbytes(), tensor.stride()
-    except RuntimeError:  # sparse and nested tensors and those of is_grads_batched have none of their own
+        given = tensor.untyped_storage().nbytes()
+    except (
+        RuntimeError
+    ):  # one of a transform has another inside; sparse and nested tensors have no storage of their own
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            check(name, torch._C._functorch.get_unwrapped(tensor))
         return
-    end = tensor.storage_offset() + 1 + sum((n - 1) * s for n, s in zip(tensor.shape, strides, strict=True))
-    needed = end * tensor.element_size()
+    if tensor.is_contiguous():
+        elements = tensor.numel()
+    else:
+        elements = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + elements) * tensor.element_size()
     if type(needed) is not int or type(given) is not int or needed <= given or tensor.numel() == 0:
         return
     if torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Python):
