@@ -4,18 +4,14 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <initializer_list>
 #include <optional>
-#include <string>
 #include <vector>
 
+#include "allocate.h"
+#include "checks.h"
 #include "sizes.h"
-#include "stable.h"
 
 namespace fusedlstm {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // The arguments of a call. Weights are in the order of nn.LSTM: for each direction weight_ih [4H, I] and
 // weight_hh [4H, P], then bias_ih and bias_hh [4H] if there are biases, then weight_hr [P, H] if there is a
@@ -77,7 +73,7 @@ inline ScalarType compute_type(const Tensor& x) {
 // Dense and of the given type.
 inline Tensor prepare(const Tensor& tensor, ScalarType type) {
   if (tensor.scalar_type() == type && tensor.is_contiguous()) return tensor;  // saves a call into torch
-  return torch::stable::contiguous(tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
+  return dense(cast(tensor, type));
 }
 inline std::optional<Tensor> prepare(const std::optional<Tensor>& tensor, ScalarType type) {
   return tensor ? std::optional(prepare(*tensor, type)) : std::nullopt;
@@ -100,7 +96,8 @@ inline Sizes sizes_of(const LayerInputs& in) {
           .hidden = in.c0.size(2),
           .outputs = in.h0.size(2),
           .directions = in.c0.size(0),
-          .entries = packed ? in.x.size(0) : T * N};
+          .entries = packed ? in.x.size(0)
+                            : static_cast<int64_t>(static_cast<uint64_t>(T) * static_cast<uint64_t>(N))};
 }
 
 // A layer's sizes and its tensors, dense: x and the states of one type, the weights of one of their own.
@@ -147,120 +144,109 @@ struct Layer {
   const Tensor& weight_hr(int64_t d) const { return weights[positions(d).hr]; }
 };
 
-inline std::string shape(const Tensor& tensor) {
-  std::string text = "[";
-  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
-  return text + "]";
+// All numbers of elements are products of these sizes. 2^57 leaves room for bytes and for what kernels pad;
+// no machine has as much, but expanded tensors may claim it.
+inline void check_size(const Sizes& size, bool packed) {
+  const auto rows = packed ? static_cast<double>(size.entries)  // a double does not wrap
+                           : static_cast<double>(size.steps) * static_cast<double>(size.batch);
+  const auto units = static_cast<double>(size.directions) * 4 * static_cast<double>(size.hidden);
+  const auto inputs = static_cast<double>(size.input), outputs = static_cast<double>(size.outputs);
+  const double depth = std::max({inputs, outputs, static_cast<double>(size.hidden)});
+  if (std::max({rows, units, rows * units, rows * inputs, rows * 2 * outputs, units * depth}) >= 0x1p57)
+    fail("sizes must give tensors of less than 2^57 elements, got ", size.steps, " steps, ", size.batch,
+         " sequences, ", size.input, " features, ", size.hidden, " hidden units and ", size.outputs,
+         " outputs");
 }
 
-// Runs for every tensor of every call, so the text is made only for a tensor that fails.
-inline void check_shape(const char* name, const Tensor& tensor, std::initializer_list<int64_t> expected) {
-  const auto sizes = tensor.sizes();
-  if (std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end())) return;
-  std::string wanted;
-  for (const int64_t size : expected) wanted += (wanted.empty() ? "" : ", ") + std::to_string(size);
-  STD_TORCH_CHECK(false, name, " must be [", wanted, "], got ", shape(tensor));
-}
-
-inline void check_like(const char* name, const Tensor& tensor, const Tensor& input) {
-  STD_TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), name, " must have the dtype of input");
-  STD_TORCH_CHECK(tensor.device() == input.device(), name, " must be on the device of input");
-}
-
-inline void check_weights(const LayerInputs& in, const Sizes& size) {
+inline void check_weights(const LayerInputs& in, const Sizes& size, ScalarType type, const Device& device) {
   const auto count = static_cast<int64_t>(in.weights.size()), each = count / size.directions;
   const bool projected = size.outputs != size.hidden, biased = each >= 4;
-  STD_TORCH_CHECK(each * size.directions == count && each == 2 + 2 * biased + projected, "weights must hold ",
-                  projected ? "3 or 5" : "2 or 4", " tensors for each of ", size.directions,
-                  " directions, got ", count);
+  if (each * size.directions != count || each != 2 + 2 * biased + projected)
+    fail("weights must hold ", projected ? "3 or 5" : "2 or 4", " tensors for each of ", size.directions,
+         " directions, got ", count);
   for (int64_t d = 0; d < size.directions; ++d) {
     const Tensor* const given = in.weights.data() + d * each;
-    check_shape("weight_ih", given[0], {4 * size.hidden, size.input});
-    check_shape("weight_hh", given[1], {4 * size.hidden, size.outputs});
-    if (projected) check_shape("weight_hr", given[each - 1], {size.outputs, size.hidden});
+    check_tensor({"weight_ih", d}, given[0], {4 * size.hidden, size.input}, type, device);
+    check_tensor({"weight_hh", d}, given[1], {4 * size.hidden, size.outputs}, type, device);
+    if (projected) check_tensor({"weight_hr", d}, given[each - 1], {size.outputs, size.hidden}, type, device);
     if (!biased) continue;
-    check_shape("bias_ih", given[2], {4 * size.hidden});
-    check_shape("bias_hh", given[3], {4 * size.hidden});
+    check_tensor({"bias_ih", d}, given[2], {4 * size.hidden}, type, device);
+    check_tensor({"bias_hh", d}, given[3], {4 * size.hidden}, type, device);
   }
-  for (const Tensor& weight : in.weights) check_like("weights", weight, in.x);
 }
 
-inline void check_sequence(const char* name, const Tensor& tensor, const LayerInputs& in, int64_t columns) {
-  const Sizes size = sizes_of(in);
-  if (in.batch_sizes) return check_shape(name, tensor, {size.entries, columns});
-  check_shape(name, tensor, {size.steps, size.batch, columns});
-}
-
-// The sequences of a packed batch come in order of falling length, so that no step has more than the one
-// before.
+// The steps of a packed batch, whose sequences come in order of falling length: no step has more of them than
+// the one before.
 inline void check_batch_sizes(const LayerInputs& in, const Sizes& size) {
-  STD_TORCH_CHECK(!in.lengths && !in.resets, "lengths and resets must be None with batch_sizes");
+  if (in.lengths || in.resets) fail("lengths and resets must be None with batch_sizes");
   const Tensor batch_sizes = prepare(*in.batch_sizes, ScalarType::Long);
   int64_t entries = 0;
   for (int64_t t = 0, most = size.batch; t < size.steps; ++t) {
     const int64_t count = pointer<int64_t>(batch_sizes)[t];
-    STD_TORCH_CHECK(count >= 0 && count <= most, "batch_sizes[", t, "] must be in 0..", most, ", ",
-                    t > 0 ? "the entries of the step before" : "the batch of h0", ", got ", count);
+    if (count < 0 || count > most)
+      fail("batch_sizes[", t, "] must be in 0..", most, ", ",
+           t > 0 ? "the entries of the step before" : "the batch of h0", ", got ", count);
     entries += count;
     most = count;
   }
-  STD_TORCH_CHECK(entries == size.entries, "input must have ", entries,
-                  " entries, the sum of batch_sizes, got ", size.entries);
+  if (entries != size.entries)
+    fail("input must have ", entries, " entries, the sum of batch_sizes, got ", size.entries);
 }
 
 inline Sizes check_inputs(const LayerInputs& in) {
   if (in.batch_sizes) {
-    STD_TORCH_CHECK(in.batch_sizes->dim() == 1, "batch_sizes must be [steps], got ", shape(*in.batch_sizes));
-    STD_TORCH_CHECK(in.batch_sizes->scalar_type() == ScalarType::Long, "batch_sizes must be int64");
-    STD_TORCH_CHECK(in.batch_sizes->is_cpu(), "batch_sizes must be on the CPU");
-    STD_TORCH_CHECK(in.x.dim() == 2, "input must be [entries, input_size] with batch_sizes, got ",
-                    shape(in.x));
+    check_rank("input", in.x, 2, "[entries, input_size] with batch_sizes");
+    check_rank("batch_sizes", *in.batch_sizes, 1, "[steps]");
+    check_tensor("batch_sizes", *in.batch_sizes, {in.batch_sizes->size(0)}, ScalarType::Long,
+                 Device(torch::headeronly::DeviceType::CPU));
   } else {
-    STD_TORCH_CHECK(in.x.dim() == 3, "input must be [steps, batch, input_size], got ", shape(in.x));
+    check_rank("input", in.x, 3, "[steps, batch, input_size]");
   }
-  STD_TORCH_CHECK(in.c0.dim() == 3, "c0 must be [directions, batch, hidden_size], got ", shape(in.c0));
-  STD_TORCH_CHECK(in.h0.dim() == 3, "h0 must be [directions, batch, outputs], got ", shape(in.h0));
+  check_rank("c0", in.c0, 3, "[directions, batch, hidden_size]");
+  check_rank("h0", in.h0, 3, "[directions, batch, outputs]");
   const ScalarType type = in.x.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
-                      type == ScalarType::Half,
-                  "input must be float32, float64, bfloat16 or float16");
+  const Device device = in.x.device();
+  if (type != ScalarType::Float && type != ScalarType::Double && type != ScalarType::BFloat16 &&
+      type != ScalarType::Half)
+    fail("input must be float32, float64, bfloat16 or float16, got ", TypeText{type});
   const Sizes size = sizes_of(in);
-  STD_TORCH_CHECK(size.directions == 1 || size.directions == 2, "c0 must have 1 or 2 directions, got ",
-                  size.directions);
-  check_shape("h0", in.h0, {size.directions, size.batch, size.outputs});
-  check_shape("c0", in.c0, {size.directions, size.batch, size.hidden});
-  check_like("h0", in.h0, in.x);
-  check_like("c0", in.c0, in.x);
-  check_weights(in, size);
+  if (size.directions != 1 && size.directions != 2)
+    fail("c0 must have 1 or 2 directions, got ", size.directions);
+  check_size(size, in.batch_sizes.has_value());
+  check_memory("input", in.x, in.x.sizes(), type);
+  check_tensor("h0", in.h0, {size.directions, size.batch, size.outputs}, type, device);
+  check_tensor("c0", in.c0, {size.directions, size.batch, size.hidden}, type, device);
+  check_weights(in, size, type, device);
   if (in.batch_sizes) check_batch_sizes(in, size);
-  if (in.lengths) {
-    check_shape("lengths", *in.lengths, {size.batch});
-    STD_TORCH_CHECK(in.lengths->scalar_type() == ScalarType::Long, "lengths must be int64");
-    STD_TORCH_CHECK(in.lengths->device() == in.x.device(), "lengths must be on the device of input");
-  }
-  if (in.resets) {
-    check_shape("resets", *in.resets, {size.steps, size.batch});
-    STD_TORCH_CHECK(in.resets->scalar_type() == ScalarType::Bool, "resets must be bool");
-    STD_TORCH_CHECK(in.resets->device() == in.x.device(), "resets must be on the device of input");
-  }
+  if (in.lengths) check_tensor("lengths", *in.lengths, {size.batch}, ScalarType::Long, device);
+  if (in.resets) check_tensor("resets", *in.resets, {size.steps, size.batch}, ScalarType::Bool, device);
   return size;
+}
+
+inline void check_sequence(const Name& name, const Tensor& tensor, const LayerInputs& in, int64_t columns,
+                           ScalarType type) {
+  const Sizes size = sizes_of(in);
+  if (in.batch_sizes) return check_tensor(name, tensor, {size.entries, columns}, type, in.x.device());
+  check_tensor(name, tensor, {size.steps, size.batch, columns}, type, in.x.device());
 }
 
 // `in` has been checked.
 inline void check_outputs(const LayerInputs& in, const Tensor& y) {
-  check_sequence("y", y, in, in.h0.size(0) * in.h0.size(2));
+  check_sequence("y", y, in, in.h0.size(0) * in.h0.size(2), in.x.scalar_type());
 }
 
 inline void check_backward(const LayerInputs& in, const OutputGradients& grads,
                            const SavedForBackward& saved) {
-  const auto& [T, N, I, H, P, D, S] = sizes_of(in);
+  const auto& [T, N, I, H, P, D, S] = check_inputs(in);
+  const ScalarType type = in.x.scalar_type(), compute = compute_type(in.x);
+  const Device device = in.x.device();
   check_outputs(in, saved.y);
-  check_sequence("cells", saved.cells, in, D * H);
-  check_sequence("gates", saved.gates, in, D * 4 * H);
-  if (grads.y) check_sequence("grad_y", *grads.y, in, D * P);
-  if (grads.h_n) check_shape("grad_h_n", *grads.h_n, {D, N, P});
-  if (grads.c_n) check_shape("grad_c_n", *grads.c_n, {D, N, H});
-  if (grads.cells) check_sequence("grad_cells", *grads.cells, in, D * H);
+  check_sequence("cells", saved.cells, in, D * H, compute);
+  check_sequence("gates", saved.gates, in, D * 4 * H, compute);
+  if (grads.y) check_sequence("grad_y", *grads.y, in, D * P, type);
+  if (grads.h_n) check_tensor("grad_h_n", *grads.h_n, {D, N, P}, type, device);
+  if (grads.c_n) check_tensor("grad_c_n", *grads.c_n, {D, N, H}, type, device);
+  if (grads.cells) check_sequence("grad_cells", *grads.cells, in, D * H, compute);
 }
 
 // Of a packed batch: where the entries of each step begin, S in the end, and the steps of each sequence.

@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
   check_inputs(inputs);
   const ForwardResults out = Backend::forward(inputs, {keep_cells, keep_gates});
   const auto or_empty = [&](const std::optional<Tensor>& kept) {
-    return kept ? *kept : torch::stable::new_empty(x, {0}, compute_type(x));
+    return kept ? *kept : allocate(x, {0}, compute_type(x));
   };
   return {out.y, out.h_n, out.c_n, or_empty(out.cells), or_empty(out.gates)};
 }
@@ -64,10 +64,9 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
   const LayerInputs inputs{x, h0, c0, weights, lengths, resets, batch_sizes, allow_tf32};
   const OutputGradients grads{grad_y, grad_h_n, grad_c_n, grad_cells};
   const SavedForBackward saved{y, cells, gates};
-  check_inputs(inputs);
   check_backward(inputs, grads, saved);
-  STD_TORCH_CHECK(need_weights.size() == weights.size(), "need_weights must have ", weights.size(),
-                  " entries, got ", need_weights.size());
+  if (need_weights.size() != weights.size())
+    fail("need_weights must have ", weights.size(), " entries, got ", need_weights.size());
   const InputGradients out = Backend::backward(inputs, grads, saved, {need_x, need_h0, need_weights});
   return {out.x, out.h0, out.c0, out.weights};
 }

@@ -6,14 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedlstm import ops, packing
+from fusedlstm import memory, ops, packing
+from fusedlstm.errors import ArgumentError, ArgumentTypeError
 
 State = tuple[Tensor, Tensor]
-
-
-class ShapeError(ValueError, RuntimeError):
-    """A shape does not fit. It is a RuntimeError too, which is what ``nn.LSTM`` raises for most of them."""
-
 
 _STATE_NAMES = "hx[0]", "hx[1]"
 _SIZES = "get_expected_hidden_size", "get_expected_cell_size"
@@ -61,16 +57,20 @@ def check_by_methods(lstm: nn.LSTM, input: Any, hx: Any) -> State:
 
 
 def _check_rank(lstm: nn.LSTM, input: Tensor, packed: PackedSequence | None = None) -> None:
+    if input.is_nested:
+        raise ArgumentError(
+            "lstm: input must not be a nested tensor; use torch.nested.to_padded_tensor(input, 0.0) and lengths"
+        )
     if input.dim() not in ((2, 3) if packed is None else (2,)):
         raise _layout_error(lstm, input, packed)
 
 
-def _layout_error(lstm: nn.LSTM, input: Tensor, packed: PackedSequence | None) -> ShapeError:
+def _layout_error(lstm: nn.LSTM, input: Tensor, packed: PackedSequence | None) -> ArgumentError:
     first = "batch, steps" if lstm.batch_first else "steps, batch"
     layout = f"[{first}, {lstm.input_size}] (or [steps, {lstm.input_size}] unbatched)"
     if packed is not None:
         layout = f"a PackedSequence of [steps, {lstm.input_size}] data"
-    return ShapeError(f"lstm: input must be {layout}, got {list(input.shape)}")
+    return ArgumentError(f"lstm: input must be {layout}, got {list(input.shape)}")
 
 
 def _state_shapes(lstm: nn.LSTM, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -82,7 +82,7 @@ def require_nn_lstms_arguments(lengths: Any, resets: Any, return_states: bool) -
     """Refuses our options in the ONNX exporter that cannot export them."""
     given = {"lengths": lengths is not None, "resets": resets is not None, "return_states": return_states}
     for name in (name for name, is_given in given.items() if is_given):
-        raise ValueError(
+        raise ArgumentError(
             f"lstm: {name} must not be given in torch.onnx.export(dynamo=False), which exports nn.LSTM's arguments"
             " alone; dynamo=True exports lengths too (fusedlstm.onnx.translations)"
         )
@@ -90,13 +90,15 @@ def require_nn_lstms_arguments(lengths: Any, resets: Any, return_states: bool) -
 
 def check_tensor(function: str, name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
+        raise ArgumentTypeError(f"{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
 
 
-def check_like(function: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+def check_like(function: str, name: str, value: Tensor, other_name: str, other: Tensor | None) -> None:
+    if other is None:
+        raise ArgumentTypeError(f"{function}: {other_name} must be tensors, got None")
     if value.dtype != other.dtype and not ops.autocasts(value, other):
         remedy = f"; use {name}.to({other.dtype})" if other.is_floating_point() else ""
-        raise ValueError(
+        raise ArgumentError(
             f"{function}: {name} must have the dtype of {other_name}, {other.dtype}, got {value.dtype}{remedy}"
         )
     _check_device(function, name, value, other_name, other)
@@ -104,7 +106,7 @@ def check_like(function: str, name: str, value: Tensor, other_name: str, other: 
 
 def _check_device(function: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.device != other.device:
-        raise ValueError(
+        raise ArgumentError(
             f"{function}: {name} must be on the device of {other_name}, {other.device}, got {value.device};"
             f" use {name}.to({str(other.device)!r})"
         )
@@ -114,13 +116,18 @@ def check_lengths(lengths: Any, input: Tensor, N: int, T: int) -> Tensor:
     """lengths as int64 on the device of input; their values are checked only if no host synchronisation is needed."""
     check_tensor("lstm", "lengths", lengths)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise TypeError(f"lstm: lengths must be integers, got {lengths.dtype}; use lengths.long()")
+        raise ArgumentTypeError(f"lstm: lengths must be integers, got {lengths.dtype}; use lengths.long()")
     if list(lengths.shape) != [N]:
-        raise ValueError(f"lstm: lengths must be [{N}], one for each sequence of input, got {list(lengths.shape)}")
-    if lengths.device.type == "cpu" and N > 0 and not torch.compiler.is_compiling() and not ops.transformed():
+        raise ArgumentError(f"lstm: lengths must be [{N}], one for each sequence of input, got {list(lengths.shape)}")
+    if lengths.is_meta and not input.is_meta:  # which has no values that .to() could copy
+        _check_device("lstm", "lengths", lengths, "input", input)
+    memory.check("lengths", lengths)
+    # A subclass, such as a fake tensor, may have no values here. The operator checks them once more.
+    known = type(lengths) is Tensor and lengths.device.type == "cpu" and N > 0
+    if known and not torch.compiler.is_compiling() and not ops.transformed():
         low, high = (int(value) for value in lengths.aminmax())
         if low < 0 or high > T:
-            raise ValueError(f"lstm: lengths must be in 0..{T}, the steps of input, got {low if low < 0 else high}")
+            raise ArgumentError(f"lstm: lengths must be in 0..{T}, the steps of input, got {low if low < 0 else high}")
     converted: Tensor = lengths.to(device=input.device, dtype=torch.int64, non_blocking=True)
     return converted
 
@@ -128,9 +135,9 @@ def check_lengths(lengths: Any, input: Tensor, N: int, T: int) -> Tensor:
 def check_resets(resets: Any, input: Tensor) -> None:
     check_tensor("lstm", "resets", resets)
     if resets.dtype != torch.bool:
-        raise TypeError(f"lstm: resets must be bool, got {resets.dtype}; use resets.bool()")
+        raise ArgumentTypeError(f"lstm: resets must be bool, got {resets.dtype}; use resets.bool()")
     if resets.shape != input.shape[:-1]:
-        raise ValueError(
+        raise ArgumentError(
             f"lstm: resets must be {list(input.shape[:-1])}, one for each step of input, got {list(resets.shape)}"
         )
     _check_device("lstm", "resets", resets, "input", input)
@@ -138,7 +145,7 @@ def check_resets(resets: Any, input: Tensor) -> None:
 
 def _check_pair(function: str, hx: Any) -> None:
     if not isinstance(hx, tuple | list) or len(hx) != 2:
-        raise TypeError(f"{function}: hx must be a pair (h_0, c_0) of tensors, got {type(hx).__name__}")
+        raise ArgumentTypeError(f"{function}: hx must be a pair (h_0, c_0) of tensors, got {type(hx).__name__}")
 
 
 def check_state(
@@ -151,7 +158,7 @@ def check_state(
         check_tensor(function, name, value)
         expected = shape if batch_dim is None else shape[:batch_dim] + shape[batch_dim + 1 :]
         if value.shape != expected:
-            raise ShapeError(f"{function}: {name} must be {list(expected)} for this input, got {list(value.shape)}")
+            raise ArgumentError(f"{function}: {name} must be {list(expected)} for this input, got {list(value.shape)}")
         check_like(function, name, value, "input", input)
         checked.append(value if batch_dim is None else value.unsqueeze(batch_dim))
     return checked[0], checked[1]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedlstm import ops
+from fusedlstm import memory, ops
 from fusedlstm.packing import batch_size
 
 State = tuple[Tensor, Tensor]
@@ -112,6 +112,8 @@ def lstm(
     if resets is not None and batch_first:
         resets = resets.transpose(0, 1)
     if lengths is not None:  # the gradient of weight_ih multiplies the padding by zero, and NaN times zero is NaN
+        memory.check("input", x)
+        memory.check("lengths", lengths)
         past = torch.arange(x.shape[0], device=x.device)[:, None] >= lengths
         x = x.masked_fill(past[:, :, None], 0)
     options = ops.LayerOptions(lengths, resets, keep_cells=return_states, recompute=recompute)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedlstm import arguments, functional, ops, tracers
+from fusedlstm import arguments, functional, memory, ops, tracers
 from fusedlstm.arguments import State
+from fusedlstm.errors import ArgumentError
 
 _CELL_OPTIONS = ops.LayerOptions(cpu_autocast=False)
 
@@ -198,6 +199,8 @@ class LSTM(nn.LSTM):
         Raises:
             TypeError: an argument is of the wrong type.
             ValueError: a shape, dtype, device or length does not fit; the text names the argument.
+            RuntimeError: a weight does not fit, a storage was freed, or there is too little memory. The other two are
+                of the class that ``nn.LSTM`` raises as well.
 
         Example:
             >>> lstm = fusedlstm.LSTM(10, 20, bidirectional=True)
@@ -274,6 +277,8 @@ class LSTMCell(nn.LSTMCell):
         Raises:
             TypeError: ``input`` or ``hx`` is of the wrong type.
             ValueError: a shape, dtype or device does not fit; the text names the argument.
+            RuntimeError: a weight does not fit, a storage was freed, or there is too little memory. The other two are
+                of the class that ``nn.LSTMCell`` raises as well.
         """
         if not tracers.is_tracing():
             return _cell_forward(self, input, hx)
@@ -293,6 +298,8 @@ def _forward(
     weights = [getattr(lstm, name) for name in lstm._flat_weights_names]
     if isinstance(input, PackedSequence):
         state = arguments.check_arguments(lstm, input.data, hx, weights[0], input)
+        for name, tensor in (("hx[0]", state[0]), ("hx[1]", state[1])):
+            memory.check(name, tensor)
         state = lstm.permute_hidden(state, input.sorted_indices)
         output, state = _run(lstm, input, state, weights, lengths, resets, return_states)
         return output, lstm.permute_hidden(state, input.unsorted_indices)
@@ -313,7 +320,7 @@ def _forward(
         output, last, *states = _run(lstm, input, state, weights, lengths, resets, return_states)
         return output, lstm.permute_hidden(last, None) if subclass else last, *states
     if lengths is not None:
-        raise ValueError("lstm: lengths must come with a batch, got one sequence; cut it with input[:length]")
+        raise ArgumentError("lstm: lengths must come with a batch, got one sequence; cut it with input[:length]")
     resets = None if resets is None else resets.unsqueeze(batch_dim)
     output, last, *states = _run(lstm, input.unsqueeze(batch_dim), state, weights, None, resets, return_states)
     last = last[0].squeeze(1), last[1].squeeze(1)
@@ -349,7 +356,7 @@ def _run(
 def _cell_forward(cell: LSTMCell, input: Any, hx: Any) -> State:
     arguments.check_tensor("lstm_cell", "input", input)
     if input.dim() not in (1, 2) or input.shape[-1] != cell.input_size:
-        raise arguments.ShapeError(
+        raise ArgumentError(
             f"lstm_cell: input must be [batch, {cell.input_size}] (or [{cell.input_size}] unbatched),"
             f" got {list(input.shape)}"
         )

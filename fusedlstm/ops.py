@@ -1,13 +1,14 @@
 """The operators of fusedlstm._C as torch sees them: typed calls, fake kernels, autograd."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fusedlstm import reference, tracers
+from fusedlstm import errors, memory, reference, tracers
+from fusedlstm.errors import ArgumentError
 
 try:
     import fusedlstm._C as _C  # importing it registers the operators
@@ -68,7 +69,8 @@ def lstm_layer(
         y and the cell states are zero past the end of a sequence. Of a packed input they are [S, D*P] and [S, D*H].
 
     Raises:
-        RuntimeError: a shape or dtype does not fit, a length lies outside 0..T, or the device has no kernels.
+        RuntimeError: a shape, dtype or device does not fit, a length lies outside 0..T, a storage was freed, there is
+            too little memory (torch.OutOfMemoryError on a GPU), or the device has no kernels.
             On a GPU a length outside 0..T is clamped instead, since checking it would need a host synchronisation.
 
     Example:
@@ -82,8 +84,19 @@ def lstm_layer(
             f"lstm: input must be on {devices}, got {x.device}, for which this fusedlstm has no kernels; {remedy},"
             " or use nn.LSTM (fusedlstm.restore_lstm)"
         )
-    if not autocasts(x, h0, c0, *weights):
+    try:
+        if autocasts(x, h0, c0, *weights):
+            return _run_in_lower_precision(x, h0, c0, weights, options)
         return _run(x, h0, c0, list(weights), options)
+    except (AttributeError, RuntimeError) as error:
+        errors.explain(error, x, _named(h0, c0, weights, options.lengths, options.resets, options.batch_sizes))
+        raise
+
+
+def _run_in_lower_precision(
+    x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], options: LayerOptions
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    _check_memory(x, _named(h0, c0, weights))
     kind = x.device.type
     lower = torch.get_autocast_dtype(kind)
     projected = h0.shape[-1] != c0.shape[-1]
@@ -110,6 +123,7 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     steps, keep_cells = (options.lengths, options.resets, options.batch_sizes), options.keep_cells
     if transformed():
+        _check_memory(x, _named(h0, c0, weights, *steps))
         y, h_n, c_n, cells = reference.layer(x, h0, c0, weights, *steps)
         return y, h_n, c_n, cells if keep_cells else None
     tf32 = x.is_cuda and x.dtype == torch.float32 and _tf32_allowed()
@@ -134,6 +148,37 @@ def _run(
     return y, h_n, c_n, cells.to(x.dtype) if keep_cells else None
 
 
+def _named(
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Any],
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+) -> Iterator[tuple[str, Any]]:
+    """The tensors of a call besides its input, with the names that the operators' errors have for them."""
+    yield from (("h0", h0), ("c0", c0))
+    each = len(weights) // max(int(h0.shape[0]), 1)
+    names = ["weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if each >= 4 else ()), *["weight_hr"] * (each % 2)]
+    for index, weight in enumerate(weights):
+        known = len(names) == each
+        yield f"{names[index % each]} of direction {index // each}" if known else f"weights[{index}]", weight
+    steps = ("lengths", lengths), ("resets", resets), ("batch_sizes", batch_sizes)
+    yield from ((name, tensor) for name, tensor in steps if tensor is not None)
+
+
+def _named_gradients(*grads: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+    names = "grad_y", "grad_h_n", "grad_c_n", "grad_cells"
+    yield from ((name, grad) for name, grad in zip(names, grads, strict=False) if grad is not None)
+
+
+def _check_memory(x: Tensor, others: Iterable[tuple[str, Tensor]]) -> None:
+    """For plain torch, which is to read these tensors."""
+    if not torch.compiler.is_compiling():
+        for name, tensor in (("input", x), *others):
+            memory.check(name, tensor)
+
+
 def transformed() -> bool:
     """Whether torch.func or forward-mode AD is active; our operators support neither, plain torch supports both."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -148,6 +193,21 @@ def _tf32_allowed() -> bool:
 _tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _check_devices(x: Tensor, inputs: tuple[Any, ...], others: Iterable[tuple[str, Tensor]] = ()) -> None:
+    """The operators' own check, where torch calls a fake kernel since any one tensor is fake or on the meta device.
+
+    ``inputs`` are the operator's arguments from h0 to resets. Names may ask for a size that a compiler leaves open, so
+    they are made for an error alone.
+    """
+    h0, c0, weights, lengths, resets = inputs
+    tensors = h0, c0, *weights, lengths, resets, *(tensor for _, tensor in others)
+    if all(tensor is None or tensor.device == x.device for tensor in tensors):
+        return
+    for name, tensor in (*_named(*inputs), *others):
+        if tensor.device != x.device:
+            raise ArgumentError(f"lstm: {name} must be on the device of input, {x.device}, got {tensor.device}")
+
+
 @torch.library.register_fake("fusedlstm::lstm_inference")
 def _fake_inference(
     x: Tensor,
@@ -159,6 +219,7 @@ def _fake_inference(
     batch_sizes: Tensor | None,
     allow_tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_devices(x, (h0, c0, weights, lengths, resets))
     D, N, P = h0.shape
     return x.new_empty((*x.shape[:-1], D * P)), x.new_empty((D, N, P)), x.new_empty((D, N, c0.shape[2]))
 
@@ -192,6 +253,7 @@ def _fake_recompute(
     allow_tf32: bool,
     y: Tensor,
 ) -> tuple[Tensor, Tensor]:
+    _check_devices(x, (h0, c0, weights, lengths, resets), [("y", y)])
     return _fake_kept(x, c0, True, True)
 
 
@@ -226,6 +288,10 @@ def _fake_backward(
     need_h0: bool,
     need_weights: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    saved = ("y", y), ("cells", cells), ("gates", gates)
+    grads = _named_gradients(grad_y, grad_h_n, grad_c_n, grad_cells)
+    _check_devices(x, (h0, c0, weights, lengths, resets), [*saved, *grads])
+
     def like(tensor: Tensor, needed: bool | int) -> Tensor:
         return tensor.new_empty(tensor.shape if needed else (0,))
 
@@ -278,17 +344,22 @@ def _gradients(
     steps = lengths, resets, batch_sizes
     # The gradient will be differentiated itself (create_graph=True), or a transform runs over it.
     if torch.is_grad_enabled() or transformed() or any(grad is not None and _is_batched(grad) for grad in grads):
+        _check_memory(x, (*_named(h0, c0, weights, *steps), *_named_gradients(*grads)))
         grad_x, grad_h0, grad_c0, *grad_weights = _plain_backward(
             grads, (x, h0, c0, *weights), (*needed, *need_weights), steps
         )
         return grad_x, grad_h0, grad_c0, grad_weights
     inputs = (x, h0, c0, weights, *steps, ctx.allow_tf32)
-    if not ctx.gates_kept:
-        cells, gates = _ops.lstm_recompute(*inputs, y)
     need_x, need_h0, need_c0 = needed
-    grad_x, grad_h0, grad_c0, grad_weights = _ops.lstm_backward(
-        *(*grads, None)[:4], *inputs, y, cells, gates, need_x, need_h0, [int(need) for need in need_weights]
-    )
+    need = need_x, need_h0, [int(need) for need in need_weights]
+    try:
+        if not ctx.gates_kept:
+            cells, gates = _ops.lstm_recompute(*inputs, y)
+        results = _ops.lstm_backward(*(*grads, None)[:4], *inputs, y, cells, gates, *need)
+    except RuntimeError as error:
+        errors.explain(error, x, (*_named(h0, c0, weights, *steps), *_named_gradients(*grads)))
+        raise
+    grad_x, grad_h0, grad_c0, grad_weights = results
     return (
         grad_x if need_x else None,
         grad_h0 if need_h0 else None,

@@ -218,17 +218,26 @@ def test_a_long_sequence(device):
 BAD = {
     "rank": (lambda a: (a[0][0], *a[1:]), r"input must be \[steps, batch, input_size\], got \[3, 5\]"),
     "batch": (lambda a: (a[0], a[1][:, :2], *a[2:]), r"h0 must be \[1, 3, 6\], got \[1, 2, 6\]"),
-    "dtype": (lambda a: (a[0], a[1].double(), *a[2:]), "h0 must have the dtype of input"),
-    "weight": (lambda a: (*a[:3], [a[3][0].T, *a[3][1:]], *a[4:]), r"weight_ih must be \[24, 5\], got \[5, 24\]"),
+    "dtype": (lambda a: (a[0], a[1].double(), *a[2:]), r"h0 must be torch\.float32, got torch\.float64$"),
+    "weight": (
+        lambda a: (*a[:3], [a[3][0].T, *a[3][1:]], *a[4:]),
+        r"weight_ih of direction 0 must be \[24, 5\], got \[",
+    ),
     "count": (lambda a: (*a[:3], a[3][:3], *a[4:]), "weights must hold 2 or 4 tensors"),
     "no_weights": (lambda a: (*a[:3], [], *a[4:]), "weights must hold 2 or 4 tensors"),
-    "kind": (lambda a: (a[0].int(), a[1].int(), a[2].int(), [w.int() for w in a[3]], *a[4:]), "input must be float32"),
+    "kind": (
+        lambda a: (a[0].int(), a[1].int(), a[2].int(), [w.int() for w in a[3]], *a[4:]),
+        "input must be float32, .*, got torch.int32$",
+    ),
     "short": (lambda a: (*a[:4], torch.tensor([1, 2]), *a[5:]), r"lengths must be \[3\], got \[2\]"),
     "long": (lambda a: (*a[:4], torch.tensor([1, 5, 2]), *a[5:]), r"lengths\[1\] must be in 0\.\.4"),
     "negative": (lambda a: (*a[:4], torch.tensor([1, -1, 2]), *a[5:]), r"lengths\[1\] must be in 0\.\.4"),
     "mask": (lambda a: (*a[:5], torch.ones(3, 3, dtype=torch.bool), *a[6:]), r"resets must be \[4, 3\], got \[3, 3\]"),
-    "mask_kind": (lambda a: (*a[:5], torch.ones(4, 3), *a[6:]), "resets must be bool"),
-    "floating": (lambda a: (*a[:4], torch.tensor([1.0, 2, 3]), *a[5:]), "lengths must be int64"),
+    "mask_kind": (lambda a: (*a[:5], torch.ones(4, 3), *a[6:]), "resets must be torch.bool, got torch.float32$"),
+    "floating": (
+        lambda a: (*a[:4], torch.tensor([1.0, 2, 3]), *a[5:]),
+        "lengths must be torch.int64, got torch.float32$",
+    ),
 }
 
 

@@ -10,17 +10,9 @@
 namespace fusedlstm::cpu {
 namespace {
 
-using torch::stable::new_empty;
-using torch::stable::new_zeros;
-
-// Results have the type of the input.
-Tensor restore(const Tensor& tensor, const Tensor& x) {
-  return tensor.scalar_type() == x.scalar_type() ? tensor : torch::stable::to(tensor, x.scalar_type());
-}
-
 // Uninitialized; on huge pages where it is large.
-Tensor new_large(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
-  Tensor tensor = new_empty(like, sizes);
+Tensor new_large(const Tensor& like, Shape sizes) {
+  Tensor tensor = allocate(like, sizes);
   prefer_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size());
   return tensor;
 }
@@ -31,10 +23,10 @@ struct Schedule {
   const bool* resets;
 
   explicit Schedule(const Layer& layer)
-      : length(layer.size.batch, layer.size.steps),
-        order(layer.size.batch),
-        active(layer.size.steps, layer.size.batch),
-        offset(layer.size.steps + 1),
+      : length(new_vector(layer.size.batch, layer.size.steps)),
+        order(new_vector<int64_t>(layer.size.batch)),
+        active(new_vector(layer.size.steps, layer.size.batch)),
+        offset(new_vector<int64_t>(layer.size.steps + 1)),
         resets(pointer<bool>(layer.resets)) {
     std::iota(order.begin(), order.end(), 0);
     for (int64_t t = 0; t <= layer.size.steps; ++t) offset[t] = t * layer.size.batch;
@@ -47,8 +39,8 @@ struct Schedule {
     const int64_t T = layer.size.steps, N = layer.size.batch;
     std::copy_n(pointer<int64_t>(layer.lengths), N, length.begin());
     for (int64_t row = 0; row < N; ++row)
-      STD_TORCH_CHECK(length[row] >= 0 && length[row] <= T, "lengths[", row, "] must be in 0..", T,
-                      " (the steps of input), got ", length[row]);
+      if (length[row] < 0 || length[row] > T)
+        fail("lengths[", row, "] must be in 0..", T, " (the steps of input), got ", length[row]);
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return length[a] > length[b]; });
     for (int64_t t = 0, count = N; t < T; ++t) {
       while (count > 0 && length[order[count - 1]] <= t) --count;
@@ -111,7 +103,7 @@ template <class T>
 std::vector<T> summed_biases(const Layer& layer) {
   if (!layer.biased) return {};
   const int64_t G = 4 * layer.size.hidden;
-  std::vector<T> bias(layer.size.directions * G);
+  std::vector<T> bias = new_vector<T>(layer.size.directions * G);
   for (int64_t d = 0; d < layer.size.directions; ++d) {
     const ScalarType type = layer.x.scalar_type();
     const Tensor ih = prepare(layer.bias_ih(d), type);
@@ -128,7 +120,7 @@ void run_forward(const LayerCall& call, const ForwardResults& out, bool recomput
   const auto& [steps, N, I, H, P, D, S] = layer.size;
   const int64_t G = 4 * H;
   const std::vector<T> biases = summed_biases<T>(layer);
-  const std::vector<T> zeros(call.schedule.resets ? std::max(H, P) : 0);
+  const std::vector<T> zeros = new_vector<T>(call.schedule.resets ? std::max(H, P) : 0);
   const bool packs = call.plan.packs, in_step = call.plan.time_block == 1;
   const int64_t ih_size = packs ? packed_weights(I, H) : 0, hh_size = packs ? packed_weights(P, H) : 0,
                 gates_size = out.gates || in_step ? 0 : call.plan.block_entries(layer.size) * G,
@@ -191,17 +183,17 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
 
   // What is not needed is returned empty; each a tensor of its own, as outputs of an operator must be.
   const auto gradient_of = [&](const Tensor& tensor, bool need) {
-    if (!need) return new_empty(tensor, {0});
-    return layer.size.steps == 0 ? new_zeros(tensor, tensor.sizes()) : new_large(tensor, tensor.sizes());
+    if (!need) return allocate(tensor, {0});
+    return layer.size.steps == 0 ? allocate_zeros(tensor, tensor.sizes()) : new_large(tensor, tensor.sizes());
   };
   InputGradients out{gradient_of(layer.x, needed.x),
                      gradient_of(layer.h0, needed.h0),
-                     grads.c_n ? torch::stable::clone(*grads.c_n) : new_zeros(layer.c0, layer.c0.sizes()),
+                     grads.c_n ? copied(*grads.c_n) : allocate_zeros(layer.c0, layer.c0.sizes()),
                      {}};
   for (size_t i = 0; i < layer.weights.size(); ++i)
     out.weights.push_back(gradient_of(layer.weights[i], needed.weights[i]));
 
-  const std::vector<T> zeros(4 * H);
+  const std::vector<T> zeros = new_vector<T>(4 * H);
   const Workspace<T> workspace(backward_workspace(layer.size, call.plan, layer.projected));
   for (int64_t d = 0; d < D; ++d) {
     const Layer::Positions at = layer.positions(d);
@@ -253,14 +245,14 @@ struct Backend {
     const LayerCall call(in, Pass::forward);
     const auto& [T, N, I, H, P, D, S] = call.layer.size;
     ForwardResults out{.y = call.new_sequence(D * P),
-                       .h_n = new_empty(call.layer.x, {D, N, P}),
-                       .c_n = new_empty(call.layer.x, {D, N, H}),
+                       .h_n = allocate(call.layer.x, {D, N, P}),
+                       .c_n = allocate(call.layer.x, {D, N, H}),
                        .cells = {},
                        .gates = {}};
     if (keep.cells) out.cells = call.new_sequence(D * H);
     if (keep.gates) out.gates = call.new_sequence(D * 4 * H);
     run_forward(call, out, false);
-    for (Tensor* const result : {&out.y, &out.h_n, &out.c_n}) *result = restore(*result, in.x);
+    for (Tensor* const result : {&out.y, &out.h_n, &out.c_n}) *result = cast(*result, in.x.scalar_type());
     return out;
   }
 
@@ -278,8 +270,8 @@ struct Backend {
     const ScalarType type = compute_type(in.x);
     const auto run = type == ScalarType::Double ? run_backward<double> : run_backward<float>;
     InputGradients out = run(call, prepare(grads, type, type), prepare(saved, type, type), needed);
-    for (Tensor* const gradient : {&out.x, &out.h0, &out.c0}) *gradient = restore(*gradient, in.x);
-    for (Tensor& weight : out.weights) weight = restore(weight, in.x);
+    for (Tensor* const gradient : {&out.x, &out.h0, &out.c0}) *gradient = cast(*gradient, in.x.scalar_type());
+    for (Tensor& weight : out.weights) weight = cast(weight, in.x.scalar_type());
     return out;
   }
 };

@@ -4,12 +4,15 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
-#include <new>
+#include <stdexcept>
 #include <utility>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+
+#include "../allocate.h"
 
 namespace fusedlstm::cpu {
 
@@ -24,6 +27,19 @@ inline void prefer_huge_pages(void* memory, size_t bytes) {
 #endif
 }
 
+[[noreturn]] inline void fail_to_allocate(size_t bytes) {
+  fusedlstm::fail_to_allocate(static_cast<int64_t>(bytes), Device(torch::headeronly::DeviceType::CPU));
+}
+
+template <class T>
+std::vector<T> new_vector(int64_t count, T value = {}) {
+  try {
+    return std::vector<T>(count, value);
+  } catch (const std::exception&) {
+    fail_to_allocate(count * sizeof(T));
+  }
+}
+
 // Uninitialized memory. A thread keeps its last workspace of each type, up to 32 MiB, for its next call: new
 // pages in each call took a tenth of its time.
 template <class T>
@@ -34,7 +50,7 @@ class Workspace {
     if (buffer_.bytes >= bytes) return;
     buffer_ = {};  // free it before the next is allocated
     buffer_ = {std::unique_ptr<void, Free>(std::aligned_alloc(kAlignment, bytes)), bytes};
-    if (!buffer_.memory) throw std::bad_alloc();
+    if (!buffer_.memory) fail_to_allocate(bytes);
     prefer_huge_pages(buffer_.memory.get(), bytes);
   }
   ~Workspace() {

@@ -6,8 +6,6 @@
 namespace fusedlstm::cuda {
 namespace {
 
-using torch::stable::new_zeros;
-
 // Whether the device has taken the launch.
 bool try_persistent(const LayerCall& call, const OutputGradients& grads, const SavedForBackward& saved,
                     const Tensor& weight_hh, RecurrenceGradients& out) {
@@ -79,8 +77,8 @@ void run_stepwise(const LayerCall& call, const OutputGradients& grads, const Sav
   const Layer& layer = call.layer;
   const auto& [T, N, I, H, P, D, S] = layer.size;
   const Tensor grad_c =
-      grads.c_n ? call.converted(*grads.c_n, call.compute) : new_zeros(layer.x, {D, N, H}, call.compute);
-  out.gates_first = new_zeros(layer.x, {D, N, 4 * H});
+      grads.c_n ? call.converted(*grads.c_n, call.compute) : allocate_zeros(layer.x, {D, N, H}, call.compute);
+  out.gates_first = allocate_zeros(layer.x, {D, N, 4 * H});
   const Tensor grad_h = call.new_compute({D, N, H});
   std::optional<Tensor> weight_hr;
   if (layer.projected) {

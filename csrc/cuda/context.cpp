@@ -9,16 +9,19 @@
 #include <map>
 #include <mutex>
 
-#include "../stable.h"
+#include "../checks.h"
 
 namespace fusedlstm::cuda {
 namespace {
 
 void check(cudaError_t error) {
-  STD_TORCH_CHECK(error == cudaSuccess, "CUDA failed: ", cudaGetErrorString(error));
+  if (error != cudaSuccess) fail("CUDA failed: ", cudaGetErrorString(error));
 }
 void check(cublasStatus_t status) {
-  STD_TORCH_CHECK(status == CUBLAS_STATUS_SUCCESS, "cuBLAS failed: ", cublasGetStatusString(status));
+  if (status != CUBLAS_STATUS_SUCCESS) fail("cuBLAS failed: ", cublasGetStatusString(status));
+}
+void check(const char* what, AOTITorchError error) {
+  if (error != TORCH_SUCCESS) fail("CUDA failed: torch gave no ", what);
 }
 
 cudaDataType_t data_type(Type type) {
@@ -32,7 +35,7 @@ cudaDataType_t data_type(Type type) {
     case Type::bfloat16:
       return CUDA_R_16BF;
   }
-  STD_TORCH_CHECK(false, "unknown type");
+  fail("unknown type");
 }
 
 Limits limits_of(int device) {
@@ -75,9 +78,9 @@ struct Context::Implementation {
     // The guard does nothing where the device is the current one already, and a thread of autograd's may then
     // have no context yet, of which torch would warn at the handle.
     check(cudaSetDevice(device));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, reinterpret_cast<void**>(&stream)));
+    check("stream", aoti_torch_get_current_cuda_stream(device, reinterpret_cast<void**>(&stream)));
     // torch's handle of this thread, with its stream and workspace set: results repeat from run to run.
-    TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(reinterpret_cast<void**>(&blas)));
+    check("cuBLAS handle", torch_get_current_cuda_blas_handle(reinterpret_cast<void**>(&blas)));
     // torch sets the handle's mode for its own products; under TF32 mode CUBLAS_COMPUTE_32F would round as
     // well.
     check(cublasGetMathMode(blas, &math_before));

@@ -42,7 +42,7 @@ void run_stepwise(const LayerCall& call, const Tensor& weight_hh, const Tensor& 
   const auto& [T, N, I, H, P, D, S] = layer.size;
   const std::optional<Tensor> bias = call.bias_sum();
   const Tensor c_t = call.converted(call.layer.c0, call.compute);
-  out.h_n = torch::stable::clone(call.layer.h0);
+  out.h_n = copied(call.layer.h0);
   const Tensor recurrent = call.new_compute({D, N, 4 * H});
   std::optional<Tensor> weight_hr, unprojected;
   if (layer.projected) {

@@ -7,9 +7,6 @@
 namespace fusedlstm::cuda {
 namespace {
 
-using torch::stable::clone;
-using torch::stable::new_zeros;
-
 // [S, D*4H] compute: the input's share of the gates, without biases.
 Tensor input_gates(const LayerCall& call) {
   const auto& [T, N, I, H, P, D, S] = call.layer.size;
@@ -88,11 +85,12 @@ Tensor gradient_of_bias(const LayerCall& call, const RecurrenceGradients& recurr
   const auto& [T, N, I, H, P, D, S] = call.layer.size;
   const std::vector<int64_t> rows{0};
   if (recurrence.bias) {
-    const Tensor sum = torch::stable::sum(torch::stable::select(*recurrence.bias, 0, d), rows);
-    return sum.scalar_type() == call.io ? sum : torch::stable::to(sum, call.io);
+    const Tensor parts = torch::stable::select(*recurrence.bias, 0, d);
+    return cast(allocated(parts, {4 * H}, {}, [&] { return torch::stable::sum(parts, rows); }), call.io);
   }
   Tensor all = torch::stable::view(recurrence.gates, {S, D * 4 * H});
-  return torch::stable::sum(torch::stable::narrow(all, 1, d * 4 * H, 4 * H), rows);
+  const Tensor own = torch::stable::narrow(all, 1, d * 4 * H, 4 * H);
+  return allocated(own, {4 * H}, {}, [&] { return torch::stable::sum(own, rows); });
 }
 
 // Replaces what is needed of out.weights.
@@ -112,7 +110,7 @@ void gradients_of_weights(const LayerCall& call, const RecurrenceGradients& recu
     if (need(at.bias_ih) || need(at.bias_hh)) {
       const Tensor sum = gradient_of_bias(call, recurrence, d);
       if (need(at.bias_ih)) out.weights[at.bias_ih] = sum;
-      if (need(at.bias_hh)) out.weights[at.bias_hh] = need(at.bias_ih) ? clone(sum) : sum;
+      if (need(at.bias_hh)) out.weights[at.bias_hh] = need(at.bias_ih) ? copied(sum) : sum;
     }
     if (need(at.hr))
       out.weights[at.hr] = sum_over_steps(
@@ -124,10 +122,10 @@ void gradients_of_weights(const LayerCall& call, const RecurrenceGradients& recu
 // Gradients of a call without steps or without rows.
 void backward_of_nothing(const LayerCall& call, const OutputGradients& grads, const NeededGradients& needed,
                          InputGradients& out) {
-  const auto zeros_like = [](const Tensor& tensor) { return new_zeros(tensor, tensor.sizes()); };
+  const auto zeros_like = [](const Tensor& tensor) { return allocate_zeros(tensor, tensor.sizes()); };
   if (needed.x) out.x = zeros_like(call.layer.x);
-  if (needed.h0) out.h0 = grads.h_n ? clone(*grads.h_n) : zeros_like(call.layer.h0);
-  out.c0 = grads.c_n ? clone(*grads.c_n) : zeros_like(call.layer.c0);
+  if (needed.h0) out.h0 = grads.h_n ? copied(*grads.h_n) : zeros_like(call.layer.h0);
+  out.c0 = grads.c_n ? copied(*grads.c_n) : zeros_like(call.layer.c0);
   for (size_t i = 0; i < out.weights.size(); ++i)
     if (needed.weights[i]) out.weights[i] = zeros_like(call.layer.weights[i]);
 }
@@ -141,8 +139,8 @@ struct Backend {
     if (keep.cells) out.cells = call.new_compute(call.layer.sequence(D * H));
     if (call.empty()) {
       if (keep.gates) out.gates = call.new_compute(call.layer.sequence(D * 4 * H));
-      out.h_n = clone(call.layer.h0);
-      out.c_n = clone(call.layer.c0);
+      out.h_n = copied(call.layer.h0);
+      out.c_n = copied(call.layer.c0);
       return out;
     }
     const Tensor gates = input_gates(call);

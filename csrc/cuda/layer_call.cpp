@@ -26,7 +26,7 @@ void print_once(const KernelPlan& plan) {
 StrategyChoice strategy_choice() {
   const char* const choice = std::getenv("FUSEDLSTM_STRATEGY");
   const std::optional<StrategyChoice> named = strategy_named(choice ? choice : "fastest");
-  STD_TORCH_CHECK(named, "FUSEDLSTM_STRATEGY must be ", kStrategyNames, ", got ", choice);
+  if (!named) fail("FUSEDLSTM_STRATEGY must be ", kStrategyNames, ", got ", choice);
   return *named;
 }
 
@@ -37,9 +37,8 @@ Limits limits_with_margin(const Context& context) {
   if (!margin) return limits;
   char* end = nullptr;
   const long count = std::strtol(margin, &end, 10);
-  STD_TORCH_CHECK(end != margin && *end == '\0' && count >= 0 && count < limits.multiprocessors,
-                  "FUSEDLSTM_SM_MARGIN must be a number from 0 to ", limits.multiprocessors - 1, ", got ",
-                  margin);
+  if (end == margin || *end != '\0' || count < 0 || count >= limits.multiprocessors)
+    fail("FUSEDLSTM_SM_MARGIN must be a number from 0 to ", limits.multiprocessors - 1, ", got ", margin);
   limits.multiprocessors -= static_cast<int>(count);
   return limits;
 }
@@ -59,10 +58,9 @@ Type type_of(ScalarType type) {
 
 // Both one after the other. The host does not wait for the device: what is copied from memory that is not
 // pinned has left it when the call returns.
-Tensor copied_to(const torch::stable::Device& device, std::vector<int64_t> first,
-                 const std::vector<int64_t>& second) {
+Tensor copied_to(const Device& device, std::vector<int64_t> first, const std::vector<int64_t>& second) {
   first.insert(first.end(), second.begin(), second.end());
-  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  const Device cpu(torch::headeronly::DeviceType::CPU);
   const int64_t size = static_cast<int64_t>(first.size()), stride = 1;
   const Tensor on_host = torch::stable::from_blob(first.data(), {size}, {stride}, cpu, ScalarType::Long);
   return torch::stable::to(on_host, device, /*non_blocking=*/true, /*copy=*/true);
@@ -105,18 +103,18 @@ Type LayerCall::type() const {
   return type_of(io);
 }
 
-Tensor LayerCall::new_io(torch::headeronly::IntHeaderOnlyArrayRef shape) const {
-  return torch::stable::new_empty(layer.x, shape);
+Tensor LayerCall::new_io(Shape shape) const {
+  return allocate(layer.x, shape);
 }
-Tensor LayerCall::new_compute(torch::headeronly::IntHeaderOnlyArrayRef shape) const {
-  return torch::stable::new_empty(layer.x, shape, compute);
+Tensor LayerCall::new_compute(Shape shape) const {
+  return allocate(layer.x, shape, compute);
 }
 
 Tensor LayerCall::stacked(const Tensor& (Layer::*weight)(int64_t) const) const {
   const Tensor& first = (layer.*weight)(0);
   if (layer.size.directions == 1) return first;
   const int64_t rows = first.size(0);
-  Tensor stacked = torch::stable::new_empty(first, {layer.size.directions * rows, first.size(1)});
+  Tensor stacked = allocate(first, {layer.size.directions * rows, first.size(1)});
   for (int64_t d = 0; d < layer.size.directions; ++d) {
     Tensor part = torch::stable::narrow(stacked, 0, d * rows, rows);
     torch::stable::copy_(part, (layer.*weight)(d));
@@ -126,7 +124,7 @@ Tensor LayerCall::stacked(const Tensor& (Layer::*weight)(int64_t) const) const {
 
 Tensor LayerCall::converted(const Tensor& tensor, ScalarType type) const {
   const auto& [T, N, I, H, P, D, S] = layer.size;
-  Tensor out = torch::stable::new_empty(layer.x, {D, N, H}, type);
+  Tensor out = allocate(layer.x, {D, N, H}, type);
   torch::stable::copy_(out, tensor);
   return out;
 }
@@ -145,10 +143,10 @@ std::optional<Tensor> LayerCall::bias_sum() const {
 
 PersistentMemory::PersistentMemory(const LayerCall& call, const Tensor& weight_hh)
     : weights(call.new_io({packed_bytes(call.kernel_sizes, *call.plan.persistent) / io_bytes(call.type())})),
-      words(torch::stable::new_empty(call.layer.x,
-                                     {slot_words(call.kernel_sizes, *call.plan.persistent) +
-                                      flag_words(call.kernel_sizes, *call.plan.persistent)},
-                                     ScalarType::Int)),
+      words(allocate(call.layer.x,
+                     {slot_words(call.kernel_sizes, *call.plan.persistent) +
+                      flag_words(call.kernel_sizes, *call.plan.persistent)},
+                     ScalarType::Int)),
       exchange(clear_exchange(call.kernel_sizes, *call.plan.persistent, pointer<uint32_t>(words), call.type(),
                               call.stream())) {
   pack_weights(call.kernel_sizes, *call.plan.persistent, weight_hh.data_ptr(), weights.data_ptr(),

@@ -45,8 +45,8 @@ struct LayerCall {
   void* at(const Tensor& tensor, int64_t offset) const {
     return static_cast<char*>(tensor.data_ptr()) + offset * io_bytes(type());
   }
-  Tensor new_io(torch::headeronly::IntHeaderOnlyArrayRef shape) const;
-  Tensor new_compute(torch::headeronly::IntHeaderOnlyArrayRef shape) const;
+  Tensor new_io(Shape shape) const;
+  Tensor new_compute(Shape shape) const;
 
   // One weight of all directions below each other, so that one product takes them. A single direction's is
   // not copied.
