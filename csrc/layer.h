@@ -147,12 +147,12 @@ struct Layer {
 // All numbers of elements are products of these sizes. 2^57 leaves room for bytes and for what kernels pad;
 // no machine has as much, but expanded tensors may claim it.
 inline void check_size(const Sizes& size, bool packed) {
-  const auto rows = packed ? static_cast<double>(size.entries)  // a double does not wrap
-                           : static_cast<double>(size.steps) * static_cast<double>(size.batch);
-  const auto units = static_cast<double>(size.directions) * 4 * static_cast<double>(size.hidden);
-  const auto inputs = static_cast<double>(size.input), outputs = static_cast<double>(size.outputs);
-  const double depth = std::max({inputs, outputs, static_cast<double>(size.hidden)});
-  if (std::max({rows, units, rows * units, rows * inputs, rows * 2 * outputs, units * depth}) >= 0x1p57)
+  // A double does not wrap. A size of 0 must not hide another: there are tensors without that dimension.
+  const auto at_least_1 = [](int64_t size) { return static_cast<double>(std::max<int64_t>(size, 1)); };
+  const double rows = packed ? at_least_1(size.entries) : at_least_1(size.steps) * at_least_1(size.batch);
+  const double units = 4 * at_least_1(size.directions) * at_least_1(std::max(size.hidden, size.outputs));
+  const double inputs = at_least_1(size.input);
+  if (std::max({rows * units, rows * inputs, units * units, units * inputs}) >= 0x1p57)
     fail("sizes must give tensors of less than 2^57 elements, got ", size.steps, " steps, ", size.batch,
          " sequences, ", size.input, " features, ", size.hidden, " hidden units and ", size.outputs,
          " outputs");
