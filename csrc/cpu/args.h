@@ -70,7 +70,7 @@ struct BackwardArgs {
   const T* x;           // [T, N, I]
   const T* h0;          // [N, P]
   const T* c0;          // [N, H]
-  const T* zeros;       // [4H]
+  const T* zeros;       // [max(H, P)]  state before a segment, and of a row that takes no part in a step
   const T* y;           // [T, N, P]
   const T* gates;       // [T, N, 4H] activated
   const T* cells;       // [T, N, H]
