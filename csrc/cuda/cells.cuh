@@ -143,6 +143,7 @@ struct Coordinates {
   bool first : 1;       // this is the first step that the row takes in this direction
   bool last : 1;        // this is the last one
   bool enters : 1;      // this is the first step of a segment in this direction: the state before it is zero
+  bool continues : 1;   // the next step takes the state after this one, and so a gradient comes back from it
 
   // Row of a [T, N, D, ...] tensor at step `time` of the input: one product of 32 bits by 32.
   __device__ __forceinline__ int64_t sequence_row(const KernelSizes& size, int64_t time) const {
@@ -169,6 +170,8 @@ __device__ __forceinline__ Coordinates cell_at(const KernelSizes& size, int64_t 
   at.last = at.t == (at.d ? 0 : length - 1);
   const int begin = at.d ? at.t + 1 : at.t;  // reverse: the step before was in the segment beginning there
   at.enters = at.active && size.resets && begin < length && size.resets[begin * size.batch + at.n];
+  const int end = at.d ? at.t : at.t + 1;  // where the next step's segment begins, if it is another
+  at.continues = at.active && !at.last && !(size.resets && size.resets[end * size.batch + at.n]);
   return at;
 }
 
