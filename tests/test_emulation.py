@@ -34,6 +34,7 @@ CAUGHT = {
     "launches cooperative_too_large": "a cooperative grid of 8 blocks, but only 4 are resident at once",
     "launches throws": "thread 500: thrown by the kernel",
     "launches outside_a_kernel": "outside a kernel",
+    "approximations subnormal_kept": WRONG,
     "mma_half swapped_registers": WRONG,
     "mma_half wrong_lane": WRONG,
     "mma_half wrong_result_lane": WRONG,

@@ -34,9 +34,11 @@ def isa(request):
     return request.param
 
 
-def test_values_and_gradients(isa):
-    tests = "tests/test_gradients.py::test_values_and_gradients"
-    done = run(isa, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", tests, "-k", "cpu")
+@pytest.mark.parametrize("tests", ["test_gradients.py::test_values_and_gradients", "test_limits_of_gates.py"])
+def test_values_and_gradients(tests, isa):
+    not_the_emulator = ["-k", "not emulated and not cuda"]
+    options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", *not_the_emulator]
+    done = run(isa, "-m", "pytest", f"tests/{tests}", *options)
     assert done.returncode == 0, done.stdout[-2000:]
 
 

@@ -76,13 +76,13 @@ struct BackwardArgs {
   const T* x;                          // [S, I]
   const T* h0;                         // [N, P]
   const T* c0;                         // [N, H]
-  const T* zeros;                      // [4H]
-  const T* y;                          // [S, P]
-  const T* gates;                      // [S, 4H]    activated
-  const T* cells;                      // [S, H]
-  const T* grad_y;                     // [S, P]     may be null (zero)
-  const T* grad_cells;                 // [S, H]     may be null (zero)
-  const T* grad_h_n;                   // [N, P]     may be null (zero)
+  const T* zeros;       // [max(H, P)]  state before a segment, and of a row that takes no part in a step
+  const T* y;           // [S, P]
+  const T* gates;       // [S, 4H]    activated
+  const T* cells;       // [S, H]
+  const T* grad_y;      // [S, P]     may be null (zero)
+  const T* grad_cells;  // [S, H]     may be null (zero)
+  const T* grad_h_n;    // [N, P]     may be null (zero)
   int64_t gates_stride;
   int64_t y_stride;      // of y and grad_y
   int64_t cells_stride;  // of cells and grad_cells

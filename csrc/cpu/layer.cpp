@@ -193,7 +193,7 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
   for (size_t i = 0; i < layer.weights.size(); ++i)
     out.weights.push_back(gradient_of(layer.weights[i], needed.weights[i]));
 
-  const std::vector<T> zeros = new_vector<T>(4 * H);
+  const std::vector<T> zeros = new_vector<T>(std::max(H, P));
   const Workspace<T> workspace(backward_workspace(layer.size, call.plan, layer.projected));
   for (int64_t d = 0; d < D; ++d) {
     const Layer::Positions at = layer.positions(d);
@@ -233,9 +233,16 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
                 call.plan);
     // Both biases have the same gradient: computed for one, copied to the other.
     if (grad_bias_ih && grad_bias_hh) std::copy_n(grad_bias_ih, 4 * H, grad_bias_hh);
-    for (int64_t row = d * N; needed.h0 && grads.h_n && row < (d + 1) * N; ++row)
-      if (call.schedule.length[row % N] == 0)  // the last state of a row without steps is its first one
-        std::copy_n(pointer<T>(grads.h_n) + row * P, P, pointer<T>(out.h0) + row * P);
+    // h0 is the last state of a row without steps, and no state of a row that begins with a reset.
+    for (int64_t n = 0; needed.h0 && n < N; ++n) {
+      const bool stays = call.schedule.length[n] == 0,
+                 cut = !stays && d == 0 && call.schedule.resets && call.schedule.resets[n];
+      T* const grad_h0 = pointer<T>(out.h0) + (d * N + n) * P;
+      if (stays && grads.h_n)
+        std::copy_n(pointer<T>(grads.h_n) + (d * N + n) * P, P, grad_h0);
+      else if (stays || cut)
+        std::fill_n(grad_h0, P, T(0));
+    }
   }
   return out;
 }

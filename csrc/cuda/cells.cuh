@@ -144,6 +144,7 @@ struct Coordinates {
   bool last : 1;        // this is the last one
   bool enters : 1;      // this is the first step of a segment in this direction: the state before it is zero
   bool has_entry : 1;   // sequence tensors have memory for it: active, or of a padded batch
+  bool continues : 1;   // the next step takes the state after this one, and so a gradient comes back from it
 
   // Entry of a [S, ...] tensor at step `time` of the input.
   __device__ __forceinline__ int64_t entry(const KernelSizes& size, int64_t time) const {
@@ -178,6 +179,8 @@ __device__ __forceinline__ Coordinates cell_at(const KernelSizes& size, int64_t 
   at.has_entry = at.active || !size.offsets;
   const int begin = at.d ? at.t + 1 : at.t;  // reverse: the step before was in the segment beginning there
   at.enters = at.active && size.resets && begin < length && size.resets[begin * size.batch + at.n];
+  const int end = at.d ? at.t : at.t + 1;  // where the next step's segment begins, if it is another
+  at.continues = at.active && !at.last && !(size.resets && size.resets[end * size.batch + at.n]);
   return at;
 }
 

@@ -32,14 +32,11 @@ Tensor states_before(const LayerCall& call, const Tensor& y) {
   return before;
 }
 
-// [D, N, P]: the product of the first steps' gates and W_hh. The last state of a row without steps is h0.
+// [D, N, P]: the product of the first steps' gates and W_hh.
 Tensor gradient_of_h0(const LayerCall& call, const RecurrenceGradients& recurrence, const Tensor& weight_hh,
                       const std::optional<Tensor>& grad_h_n) {
   const auto& [T, N, I, H, P, D, S] = call.layer.size;
   const Tensor grad_h0 = call.new_io({D, N, P});
-  const bool handed_through = call.kernel_sizes.lengths && grad_h_n;
-  if (handed_through)
-    seed_grad_h0(call.kernel_sizes, grad_h_n->data_ptr(), grad_h0.data_ptr(), call.type(), call.stream());
   call.context.multiply({.m = N,
                          .n = P,
                          .k = 4 * H,
@@ -48,8 +45,10 @@ Tensor gradient_of_h0(const LayerCall& call, const RecurrenceGradients& recurren
                          .c = grad_h0.data_ptr(),
                          .c_stride = P,
                          .c_next = N * P,
-                         .accumulate = handed_through,
                          .batch = D});
+  if (call.kernel_sizes.lengths || call.layer.resets)
+    finish_grad_h0(call.kernel_sizes, pointer<void>(grad_h_n), grad_h0.data_ptr(), call.type(),
+                   call.stream());
   return grad_h0;
 }
 

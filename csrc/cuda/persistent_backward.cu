@@ -105,6 +105,8 @@ __device__ __forceinline__ Gates<float> update_cell(const PersistentBackwardArgs
   if (at.last) {
     grad_h_t = args.grad_h_n ? widen(static_cast<const IO*>(args.grad_h_n)[state]) : 0.0f;
     grad_c_t = args.grad_c_n ? widen(static_cast<const IO*>(args.grad_c_n)[state]) : 0.0f;
+  } else if (!at.continues) {
+    grad_h_t = 0;  // of zeros: NaN if a weight is not finite
   }
   grad_h_t += widen(cell.grad_y), grad_c_t += cell.grad_c_t;
   const CellGradient<float> grad =

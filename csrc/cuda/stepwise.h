@@ -66,7 +66,8 @@ void sum_biases(const void* bias_ih, const void* bias_hh, void* bias, int64_t ga
 // from the outputs.
 void seed_projected(const KernelSizes& size, const void* grad_y, const void* grad_h_n, void* grad_projected,
                     Type io, Stream stream);
-// grad_h0 [D, N, P] io: grad_h_n in rows without steps, where h_n is h0, and zero in the others.
-void seed_grad_h0(const KernelSizes& size, const void* grad_h_n, void* grad_h0, Type io, Stream stream);
+// grad_h0 [D, N, P] io, the product of the first steps' gates, in rows where no step takes h0: grad_h_n (may
+// be null, zero) without steps, where h_n is h0, and zero behind a reset.
+void finish_grad_h0(const KernelSizes& size, const void* grad_h_n, void* grad_h0, Type io, Stream stream);
 
 }  // namespace fusedlstm::cuda

@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(kStepwiseThreads, Traits::kBlocks)
   } else if (!at.enters) {
     c_prev = load<kUnits, C>(args.cells, at.sequence_row(size, at.d ? at.t + 1 : at.t - 1) * H + at.unit);
   }
-  if (args.grad_h_t) grad_h = load<kUnits, C>(args.grad_h_t, state);
+  // In rows without a next step the product with W_hh was one with zeros: NaN if a weight is not finite.
+  if (args.grad_h_t && (at.continues || args.unprojected)) grad_h = load<kUnits, C>(args.grad_h_t, state);
   if (args.grad_y) add<IO>(grad_h, args.grad_y, sequence);
   if (args.grad_h_n && at.last) add<IO>(grad_h, args.grad_h_n, state);
   if (args.grad_cells) add<C>(grad_c_t, args.grad_cells, sequence);
@@ -82,11 +83,17 @@ __global__ void seed_projected_kernel(const KernelSizes size, const IO* grad_y, 
 }
 
 template <class IO>
-__global__ void seed_grad_h0_kernel(const KernelSizes size, const IO* grad_h_n, IO* grad_h0) {
+__global__ void finish_grad_h0_kernel(const KernelSizes size, const IO* grad_h_n, IO* grad_h0) {
   const unsigned i = global_thread_index();
   if (i >= size.directions * size.batch * size.outputs) return;
-  const bool untouched = size.lengths[i / size.outputs % size.batch] <= 0;
-  grad_h0[i] = untouched ? grad_h_n[i] : IO{};
+  const int64_t row = i / size.outputs, n = row % size.batch;
+  const bool stays = size.lengths && size.lengths[n] <= 0,
+             cut = !stays && row < size.batch && size.resets && size.resets[n];
+  if (stays && grad_h_n) {
+    grad_h0[i] = grad_h_n[i];
+  } else if (stays || cut) {
+    grad_h0[i] = IO{};
+  }
 }
 
 }  // namespace
@@ -114,10 +121,10 @@ void seed_projected(const KernelSizes& size, const void* grad_y, const void* gra
   });
 }
 
-void seed_grad_h0(const KernelSizes& size, const void* grad_h_n, void* grad_h0, Type io, Stream stream) {
+void finish_grad_h0(const KernelSizes& size, const void* grad_h_n, void* grad_h0, Type io, Stream stream) {
   with_type(io, [&]<class IO>(IO) {
     const int64_t elements = size.directions * size.batch * size.outputs;
-    launch("seed_grad_h0", &seed_grad_h0_kernel<IO>, launch_for(elements, kStepwiseThreads, stream), size,
+    launch("finish_grad_h0", &finish_grad_h0_kernel<IO>, launch_for(elements, kStepwiseThreads, stream), size,
            static_cast<const IO*>(grad_h_n), static_cast<IO*>(grad_h0));
   });
 }

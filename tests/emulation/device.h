@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "emulation/emulator.h"
 #include "emulation/launch.h"
@@ -101,11 +102,15 @@ inline float round_to_tf32(float value) {
   return emulation::round_to_tf32(value);
 }
 
+// "ftz": a subnormal operand or result is a zero of its sign.
+inline float flushed(float x) {
+  return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x;
+}
 inline float exp2_fast(float x) {
-  return std::exp2(x);
+  return flushed(std::exp2(flushed(x)));
 }
 inline float reciprocal_fast(float x) {
-  return 1 / x;
+  return flushed(1 / flushed(x));
 }
 
 // The scheduler finds a wait without end long before.

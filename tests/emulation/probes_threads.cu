@@ -1,4 +1,8 @@
-// Threads of a block: barriers, shared memory, shuffles.
+// Threads of a block: barriers, shared memory, shuffles. And what a thread computes on its own:
+// approximations.
+#include <cmath>
+#include <limits>
+
 #include "emulation/probes.h"
 
 namespace fusedlstm::cuda::probes {
@@ -124,6 +128,67 @@ void run(int fault, unsigned) {
 
 }  // namespace launches
 
+namespace approximations {
+
+enum Fault { kNone, kSubnormalKept };
+
+struct Example {
+  float x, result;
+};
+
+__global__ void kernel(const float* x, float* out, bool reciprocal, int fault) {
+  const unsigned i = thread_index();
+  out[i] = !reciprocal ? exp2_fast(x[i]) : fault == kSubnormalKept ? 1 / x[i] : reciprocal_fast(x[i]);
+}
+
+// Zeros differ by their sign, all NaN are alike.
+uint32_t bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return x == x ? bits : 0x7fffffff;
+}
+
+void expect_results(const std::vector<Example>& examples, bool reciprocal, int fault) {
+  std::vector<float> x;
+  std::vector<uint32_t> got, expected;
+  for (const Example& example : examples) x.push_back(example.x), expected.push_back(bits(example.result));
+  DeviceArray<float> device_x(x), out(x);
+  launch("approximations", kernel, {1, static_cast<unsigned>(x.size()), nullptr}, device_x.data(), out.data(),
+         reciprocal, fault);
+  for (const float value : out.values()) got.push_back(bits(value));
+  expect_equal(got, expected);
+}
+
+// Where gates saturate both must be exact.
+void run(int fault, unsigned) {
+  constexpr float kInf = std::numeric_limits<float>::infinity(),
+                  kNan = std::numeric_limits<float>::quiet_NaN();
+  expect_results({{kInf, kInf},
+                  {1e38f, kInf},
+                  {128, kInf},
+                  {0, 1},
+                  {-0.0f, 1},
+                  {-1e-40f, 1},
+                  {-127, 0},
+                  {-1e38f, 0},
+                  {-kInf, 0},
+                  {kNan, kNan}},
+                 false, fault);
+  expect_results({{kInf, 0},
+                  {3e38f, 0},
+                  {0x1p127f, 0},
+                  {1, 1},
+                  {1e-40f, kInf},
+                  {0, kInf},
+                  {-0.0f, -kInf},
+                  {-0x1p127f, -0.0f},
+                  {-kInf, -0.0f},
+                  {kNan, kNan}},
+                 true, fault);
+}
+
+}  // namespace approximations
+
 }  // namespace
 
 std::vector<Probe> thread_probes() {
@@ -139,6 +204,7 @@ std::vector<Probe> thread_probes() {
        {"no_blocks", "no_threads", "too_many_threads", "too_much_shared", "cooperative_too_large", "throws",
         "outside_a_kernel"},
        launches::run},
+      {"approximations", {"subnormal_kept"}, approximations::run},
   };
 }
 

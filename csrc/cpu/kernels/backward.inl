@@ -17,21 +17,31 @@ FUSEDLSTM_HOST_DEVICE Vec<T> output_gradient(const BackwardArgs<T>& args, int64_
   return grad;
 }
 
-// Gradient of the gates of the step that follows t in the direction's order, which the backward pass did
-// before t. It is zero after a row's last step and where a segment ends.
+// The step that follows t in the direction's order, which the backward pass did before t.
+template <class T>
+FUSEDLSTM_HOST_DEVICE int64_t step_after(const BackwardArgs<T>& args, int64_t t) {
+  return args.reverse ? t - 1 : t + 1;
+}
+// Puts those rows of a row block first whose state after step t the next step takes, and counts them. No
+// gradient comes back to the others: their product would be one with zeros, and NaN where a weight is not
+// finite.
+template <class T>
+FUSEDLSTM_HOST_DEVICE int64_t continued_first(const BackwardArgs<T>& args, int64_t t, int64_t* row,
+                                              int64_t count) {
+  int64_t continued = 0;
+  for (int64_t r = 0; r < count; ++r)
+    if (!is_last(args, t, row[r]) && !enters_segment(args, step_after(args, t), row[r]))
+      std::swap(row[r], row[continued++]);
+  return continued;
+}
+// Gradient of the gates of the step after t, for a row that is continued.
 template <class T>
 FUSEDLSTM_HOST_DEVICE const T* next_grad_gates(const BackwardArgs<T>& args,
                                                const BackwardWorkspace<T>& workspace, Range time_block,
                                                int64_t t, int64_t row) {
-  const int64_t next = args.reverse ? t - 1 : t + 1, G = 4 * args.size.hidden;
-  if (is_last(args, t, row) || enters_segment(args, next, row)) return args.zeros;
+  const int64_t next = step_after(args, t), G = 4 * args.size.hidden;
   if (next < time_block.begin || next >= time_block.end) return workspace.grad_gates_next + row * G;
   return workspace.grad_gates + block_entry(args.rows, time_block, next, row) * G;
-}
-// Depth of the product with those gradients: 0 in the last of all steps.
-template <class T>
-FUSEDLSTM_HOST_DEVICE int64_t next_depth(const BackwardArgs<T>& args, int64_t t) {
-  return t == (args.reverse ? 0 : args.size.steps - 1) ? 0 : 4 * args.size.hidden;
 }
 
 // Clears tensor [B, parts, columns] for the rows of a share that have an entry in step t and take no part in
@@ -56,9 +66,10 @@ void backward_project(const BackwardArgs<T>& args, const BackwardWorkspace<T>& w
   constexpr int64_t L = kLanes<T>, NR = kNR<T>;
   const int64_t P = args.size.outputs, G = 4 * args.size.hidden;
   clear_inactive(args, time_block, t, share, workspace.grad_p, P, 1);
-  for_each_row_block(args.rows, t, share, [&](const int64_t* row, int64_t count) {
+  for_each_row_block(args.rows, t, share, [&](int64_t* row, int64_t count) {
+    const int64_t continued = continued_first(args, t, row, count);
     const T* next[kMC];
-    for (int64_t r = 0; r < count; ++r) next[r] = next_grad_gates(args, workspace, time_block, t, row[r]);
+    for (int64_t r = 0; r < continued; ++r) next[r] = next_grad_gates(args, workspace, time_block, t, row[r]);
     for (int64_t column = share.unit_blocks.begin * NR; column < std::min(share.unit_blocks.end * NR, P);
          column += NR) {
       const int64_t vectors = panel_vectors<T>(P - column);
@@ -66,7 +77,7 @@ void backward_project(const BackwardArgs<T>& args, const BackwardWorkspace<T>& w
       for (int64_t r = 0; r < count; ++r)
         for (int64_t v = 0; v < 4; ++v)
           store(sum + (4 * r + v) * L, output_gradient(args, t, row[r], column + v * L));
-      panel_gemm<T>(next, count, next_depth(args, t), workspace.panels_hh + column * G, vectors, sum);
+      panel_gemm<T>(next, continued, G, workspace.panels_hh + column * G, vectors, sum);
       for (int64_t r = 0; r < count; ++r)
         for (int64_t v = 0, at = column; v < vectors; ++v, at += L)
           store(workspace.grad_p + block_entry(args.rows, time_block, t, row[r]) * P + at,
@@ -111,14 +122,17 @@ void backward_step(const BackwardArgs<T>& args, const BackwardWorkspace<T>& work
   const bool projected = args.weight_hr != nullptr;
   clear_inactive(args, time_block, t, share, workspace.grad_gates, H, 4);
   if (projected) clear_inactive(args, time_block, t, share, workspace.h, H, 1);
-  for_each_row_block(args.rows, t, share, [&](const int64_t* row, int64_t count) {
+  for_each_row_block(args.rows, t, share, [&](int64_t* row, int64_t count) {
+    const int64_t continued = projected ? 0 : continued_first(args, t, row, count);
     const T* from[kMC];
     BackwardRow<T> rows[kMC];
     for (int64_t r = 0; r < count; ++r) {
       const int64_t index = block_entry(args.rows, time_block, t, row[r]);
       const bool enters = enters_segment(args, t, row[r]);
-      from[r] =
-          projected ? workspace.grad_p + index * P : next_grad_gates(args, workspace, time_block, t, row[r]);
+      if (projected)
+        from[r] = workspace.grad_p + index * P;
+      else if (r < continued)
+        from[r] = next_grad_gates(args, workspace, time_block, t, row[r]);
       rows[r] = {row[r], index, c_before(args, t, row[r], true), enters,
                  is_first(args, t, row[r]) && !enters};
     }
@@ -133,7 +147,7 @@ void backward_step(const BackwardArgs<T>& args, const BackwardWorkspace<T>& work
       if (projected)
         panel_gemm<T>(from, count, P, workspace.panels_hr + column * P, vectors, sum);
       else
-        panel_gemm<T>(from, count, next_depth(args, t), workspace.panels_hh + column * G, vectors, sum);
+        panel_gemm<T>(from, continued, G, workspace.panels_hh + column * G, vectors, sum);
       for (int64_t r = 0; r < count; ++r)
         for (int64_t v = 0; v < vectors; ++v)
           backward_cells(args, workspace, t, rows[r], column + v * L, load(sum + (4 * r + v) * L));

@@ -215,14 +215,14 @@ FUSEDLSTM_HOST_DEVICE void panel_tile(const T* const* a, int64_t count, int64_t 
   panel_microkernel<T, R, C>(a, begin, end, panel, half_stride, sum);
 }
 
-// sum [count, 4 vectors] += a [count, depth] times a panel, for at most kMC rows. With two `vectors` or fewer
-// the second half of the panel is left out.
+// sum [count, 4 vectors] += a [count, depth] times a panel, for at most kMC rows, or none. With two `vectors`
+// or fewer the second half of the panel is left out.
 template <class T>
 void panel_gemm(const T* const* a, int64_t count, int64_t depth, const T* panel, int64_t vectors, T* sum,
                 int64_t kc = kKC) {
   constexpr int64_t L = kLanes<T>;
   const int64_t half_stride = panel_offset<T>(depth, 1, 0);
-  if (count <= kMR && vectors > 2) {
+  if (count > 0 && count <= kMR && vectors > 2) {
     for (int64_t begin = 0; begin < depth; begin += kc)
       panel_tile<T, 4, kMR>(a, count, begin, std::min(begin + kc, depth), panel, half_stride, sum);
     return;

@@ -11,6 +11,7 @@ struct Lanes<float> {
   static constexpr int kExponentBias = 127;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: a sum with it has the integer in its low bits
   static constexpr float kLargest = 87.0f;      // exp(87) is finite, exp(-87) normal
+  static constexpr float kOverflow = 89.0f;     // exp(89) is infinite, and below 2^129
   static constexpr float kLn2High = 0.693145751953125f;  // 15 bits, so that n * kLn2High is exact
   static constexpr float kLn2Low = 1.428606765330187e-06f;
   static constexpr int kSeriesTerms = 7;  // |r| <= ln2 / 2: the first term left out is r^8 / 8!, 1.5e-8 of r
@@ -23,6 +24,7 @@ struct Lanes<double> {
   static constexpr int kExponentBias = 1023;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kLargest = 708.0;
+  static constexpr double kOverflow = 710.0;                      // exp(710) is infinite, and below 2^1025
   static constexpr double kLn2High = 6.93147180369123816490e-01;  // 33 bits
   static constexpr double kLn2Low = 1.90821492927058770002e-10;
   static constexpr int kSeriesTerms = 13;  // r^14 / 14! is 1.2e-17 of r
@@ -196,30 +198,45 @@ struct VectorMath {
   using V = Vec<T>;
   using L = Lanes<T>;
 
-  // exp(x) - 1 with a small relative error near 0 too: x = n ln2 + r, then 2^n (exp(r) - 1) + (2^n - 1).
-  // x is clamped to +-kLargest; a NaN stays a NaN, since it fails both comparisons. Its bits, and those of
-  // the equations in cell.h, depend on the contraction that gemm.inl describes.
-  static FUSEDLSTM_HOST_DEVICE V expm1(V x) {
-    const V largest = splat<T>(L::kLargest);
-    x = x > largest ? largest : x;
-    x = x < -largest ? -largest : x;
-    const V shifted = x * T(1.4426950408889634) + L::kRound;
-    const V n = shifted - L::kRound;
-    const V r = (x - n * L::kLn2High) - n * L::kLn2Low;
-    V series = splat<T>(kInverseFactorial[L::kSeriesTerms]);
-    for (int k = L::kSeriesTerms - 1; k >= 2; --k) series = series * r + kInverseFactorial[k];
-    series = r + r * r * series;
-    const auto integer = (typename L::Bits)shifted - (typename L::Bits)splat<T>(L::kRound);
-    const V power = (V)((integer + L::kExponentBias) << L::kMantissaBits);
-    return power * series + (power - T(1));
+  // 1 / (1 + exp(-x)): 0 where exp(-x) overflows, as in torch, 1 at the other end.
+  static FUSEDLSTM_HOST_DEVICE V sigmoid(V x) {
+    // 2^(n-1) and 2 exp(r) are finite and normal where 2^n, or a sum with one less factor, would not be.
+    const Parts<-1> e(clamped(-x, -L::kLargest, L::kOverflow));
+    return T(1) / (e.power * (T(2) - T(2) * e.one_minus_exp) + T(1));
   }
 
-  static FUSEDLSTM_HOST_DEVICE V sigmoid(V x) { return T(1) / (T(2) + expm1(-x)); }
-
+  // From exp(2x) - 1, with a small relative error near 0 too: 2^n (exp(r) - 1) + (2^n - 1). It is +-1 long
+  // before 2x is clamped. The signs are such that -0 stays -0.
   static FUSEDLSTM_HOST_DEVICE V tanh(V x) {
-    const V e = expm1(x + x);
-    return e / (e + T(2));
+    const Parts<0> e(clamped(x + x, -L::kLargest, L::kLargest));
+    const V expm1 = -(e.power * e.one_minus_exp) - (T(1) - e.power);
+    return expm1 / (expm1 + T(2));
   }
+
+ private:
+  // A NaN stays a NaN, since it fails both comparisons.
+  static FUSEDLSTM_HOST_DEVICE V clamped(V x, T smallest, T largest) {
+    x = x > splat<T>(largest) ? splat<T>(largest) : x;
+    return x < splat<T>(smallest) ? splat<T>(smallest) : x;
+  }
+
+  // exp(x) in two parts, x = n ln2 + r: 2^(n+Shift), and 1 - exp(r), whose relative error is small. Their
+  // bits, and those of the equations in cell.h, depend on the contraction that gemm.inl describes.
+  template <int Shift>
+  struct Parts {
+    V power, one_minus_exp;
+
+    FUSEDLSTM_HOST_DEVICE explicit Parts(V x) {
+      const V shifted = x * T(1.4426950408889634) + L::kRound;
+      const V n = shifted - L::kRound;
+      const V r = (x - n * L::kLn2High) - n * L::kLn2Low;
+      V series = splat<T>(-kInverseFactorial[L::kSeriesTerms]);
+      for (int k = L::kSeriesTerms - 1; k >= 2; --k) series = series * r - kInverseFactorial[k];
+      one_minus_exp = r * r * series - r;
+      const auto integer = (typename L::Bits)shifted - (typename L::Bits)splat<T>(L::kRound);
+      power = (V)((integer + (L::kExponentBias + Shift)) << L::kMantissaBits);
+    }
+  };
 
   static constexpr auto kInverseFactorial = [] {
     std::array<T, L::kSeriesTerms + 1> inverse{};
