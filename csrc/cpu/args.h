@@ -88,7 +88,7 @@ struct BackwardArgs {
   T* grad_weight_hh;
   T* grad_weight_hr;
   T* grad_bias;  // [4H]
-  T* workspace;  // backward_workspace(size, time_block, projected) elements
+  T* workspace;  // backward_workspace(size, plan, projected) elements
 };
 
 // Whether t is the first or last step of a row in the direction's order.
@@ -141,7 +141,7 @@ struct Share {
 // products. Gradients are zero for a row that takes no part in a step.
 template <class T>
 struct BackwardWorkspace {
-  T *panels_ih, *panels_hh, *panels_hr;    // W_ih [4H, I], W_hh [4H, P], W_hr [P, H]
+  T *panels_ih, *panels_hh, *panels_hr;    // W_ih [4H, I], W_hh [4H, P], W_hr [P, H]; null: not packed
   T* grad_gates_next;                      // [N, 4H]  of the step after the block, in the direction's order
   T* grad_gates_first;                     // [N, 4H]  of each row's first step
   T* grad_gates;                           // [B, N, 4H]
@@ -155,7 +155,7 @@ struct BackwardWorkspace {
 int64_t packed_weights(int64_t depth, int64_t hidden);
 template <class T, class W>
 int64_t forward_workspace(const Sizes& size, const ThreadPlan& plan);
-int64_t backward_workspace(const Sizes& size, int64_t time_block, bool projected);
+int64_t backward_workspace(const Sizes& size, const ThreadPlan& plan, bool projected);
 
 // Results have the same bits for any number of threads. `directions` points to `count` arguments of the same
 // sizes, `workspace` to forward_workspace(size, plan) elements.

@@ -97,7 +97,8 @@ std::vector<T> summed_biases(const Layer& layer) {
     const ScalarType type = layer.x.scalar_type();
     const Tensor ih = prepare(layer.bias_ih(d), type);
     const Tensor hh = prepare(layer.bias_hh(d), type);
-    for (int64_t j = 0; j < G; ++j) bias[d * G + j] = pointer<T>(ih)[j] + pointer<T>(hh)[j];
+    const T *const of_ih = pointer<T>(ih), *const of_hh = pointer<T>(hh);
+    for (int64_t j = 0; j < G; ++j) bias[d * G + j] = of_ih[j] + of_hh[j];
   }
   return bias;
 }
@@ -178,7 +179,7 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
     out.weights.push_back(gradient_of(layer.weights[i], needed.weights[i]));
 
   const std::vector<T> zeros(4 * H);
-  const Workspace<T> workspace(backward_workspace(layer.size, call.plan.time_block, layer.projected));
+  const Workspace<T> workspace(backward_workspace(layer.size, call.plan, layer.projected));
   for (int64_t d = 0; d < D; ++d) {
     const Layer::Positions at = layer.positions(d);
     const auto weight_gradient = [&](int64_t i) {
