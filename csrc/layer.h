@@ -70,6 +70,22 @@ inline ScalarType compute_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// Uninitialized, dense, of the given type and on the device of `like`. torch::stable::new_empty finds its
+// operator by name, which takes a microsecond longer.
+inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                         ScalarType type) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
+  int32_t device = 0, index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  AtenTensorHandle tensor = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                  strides.data(), static_cast<int32_t>(type), device, index,
+                                                  &tensor));
+  return Tensor(tensor);
+}
+
 // Dense and of the given type.
 inline Tensor prepare(const Tensor& tensor, ScalarType type) {
   if (tensor.scalar_type() == type && tensor.is_contiguous()) return tensor;  // saves a call into torch

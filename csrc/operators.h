@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
   check_inputs(inputs);
   const ForwardResults out = Backend::forward(inputs, {keep_cells, keep_gates});
   const auto or_empty = [&](const std::optional<Tensor>& kept) {
-    return kept ? *kept : torch::stable::new_empty(x, {0}, compute_type(x));
+    return kept ? *kept : new_tensor(x, {0}, compute_type(x));
   };
   return {out.y, out.h_n, out.c_n, or_empty(out.cells), or_empty(out.gates)};
 }

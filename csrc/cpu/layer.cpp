@@ -10,7 +10,6 @@
 namespace fusedlstm::cpu {
 namespace {
 
-using torch::stable::new_empty;
 using torch::stable::new_zeros;
 
 // Results have the type of the input.
@@ -20,7 +19,7 @@ Tensor restore(const Tensor& tensor, const Tensor& x) {
 
 // Uninitialized; on huge pages where it is large.
 Tensor new_large(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes) {
-  Tensor tensor = new_empty(like, sizes);
+  Tensor tensor = new_tensor(like, sizes, like.scalar_type());
   prefer_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size());
   return tensor;
 }
@@ -168,7 +167,7 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
 
   // What is not needed is returned empty; each a tensor of its own, as outputs of an operator must be.
   const auto gradient_of = [&](const Tensor& tensor, bool need) {
-    if (!need) return new_empty(tensor, {0});
+    if (!need) return new_tensor(tensor, {0}, tensor.scalar_type());
     return layer.size.steps == 0 ? new_zeros(tensor, tensor.sizes()) : new_large(tensor, tensor.sizes());
   };
   InputGradients out{gradient_of(layer.x, needed.x),
@@ -228,8 +227,8 @@ struct Backend {
     const LayerCall call(in, Pass::forward);
     const auto& [T, N, I, H, P, D] = call.layer.size;
     ForwardResults out{.y = call.new_sequence(D * P),
-                       .h_n = new_empty(call.layer.x, {D, N, P}),
-                       .c_n = new_empty(call.layer.x, {D, N, H}),
+                       .h_n = new_large(call.layer.x, {D, N, P}),
+                       .c_n = new_large(call.layer.x, {D, N, H}),
                        .cells = {},
                        .gates = {}};
     if (keep.cells) out.cells = call.new_sequence(D * H);
