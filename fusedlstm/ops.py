@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fusedlstm import needs, reference, tracers
+from fusedlstm import flops, needs, reference, tracers
 
 try:
     import fusedlstm._C as _C  # importing it registers the operators
@@ -410,3 +410,5 @@ def _is_batched(tensor: Tensor) -> bool:
 
 for _name in ("lstm_forward", "lstm_inference"):
     torch.library.register_autograd(f"fusedlstm::{_name}", _backward, setup_context=_setup_context)
+
+tracers.after_import("torch.utils.flop_counter", flops.register)
