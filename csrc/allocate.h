@@ -3,8 +3,12 @@
 // GPU.
 #pragma once
 
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <optional>
+#include <vector>
 
 #include "checks.h"
 
@@ -27,8 +31,26 @@ Tensor allocated(const Tensor& like, Shape sizes, std::optional<ScalarType> type
   }
 }
 
+// Uninitialized, dense and on the device of `like`. torch::stable::new_empty finds its operator by name,
+// which takes a microsecond longer. It fills memory with NaN where torch's deterministic mode asks for it; of
+// that mode nothing is to be seen here, so that the tests have FUSEDLSTM_POISON=1 instead.
 inline Tensor allocate(const Tensor& like, Shape sizes, std::optional<ScalarType> type = {}) {
-  return allocated(like, sizes, type, [&] { return torch::stable::new_empty(like, sizes, type); });
+  static const char* const poison = std::getenv("FUSEDLSTM_POISON");
+  return allocated(like, sizes, type, [&] {
+    std::vector<int64_t> strides(sizes.size(), 1);
+    for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
+    int32_t device = 0, index = 0;
+    AtenTensorHandle tensor = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+        static_cast<int32_t>(type.value_or(like.scalar_type())), device, index, &tensor));
+    Tensor made(tensor);
+    if (poison && made.is_cpu() && made.numel() > 0)
+      std::memset(made.data_ptr(), 0xff, made.numel() * made.element_size());  // NaN in every type
+    return made;
+  });
 }
 inline Tensor allocate_zeros(const Tensor& like, Shape sizes, std::optional<ScalarType> type = {}) {
   return allocated(like, sizes, type, [&] { return torch::stable::new_zeros(like, sizes, type); });

@@ -96,6 +96,8 @@ def check_tensor(function: str, name: str, value: Any) -> None:
 def check_like(function: str, name: str, value: Tensor, other_name: str, other: Tensor | None) -> None:
     if other is None:
         raise ArgumentTypeError(f"{function}: {other_name} must be tensors, got None")
+    if value.dtype == other.dtype and value.device == other.device:
+        return
     if value.dtype != other.dtype and not ops.autocasts(value, other):
         remedy = f"; use {name}.to({other.dtype})" if other.is_floating_point() else ""
         raise ArgumentError(
@@ -155,9 +157,9 @@ def check_state(
     _check_pair(function, hx)
     checked = []
     for name, value, shape in zip(_STATE_NAMES, hx, shapes, strict=True):
-        check_tensor(function, name, value)
         expected = shape if batch_dim is None else shape[:batch_dim] + shape[batch_dim + 1 :]
-        if value.shape != expected:
+        if not isinstance(value, Tensor) or value.shape != expected:
+            check_tensor(function, name, value)
             raise ArgumentError(f"{function}: {name} must be {list(expected)} for this input, got {list(value.shape)}")
         check_like(function, name, value, "input", input)
         checked.append(value if batch_dim is None else value.unsqueeze(batch_dim))

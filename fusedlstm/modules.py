@@ -11,7 +11,7 @@ from fusedlstm import arguments, functional, memory, ops, tracers
 from fusedlstm.arguments import State
 from fusedlstm.errors import ArgumentError
 
-_CELL_OPTIONS = ops.LayerOptions(cpu_autocast=False)
+_CELL_WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 
 
 class LSTM(nn.LSTM):
@@ -292,10 +292,18 @@ class LSTMCell(nn.LSTMCell):
 # Functions rather than methods: a subclass of the user's may have a method of any name.
 
 
+def _weights(module: nn.Module, kind: type[nn.Module], names: Iterable[str]) -> list[Tensor]:
+    """The attributes of these names; where nothing can hide a parameter, it is read from where attributes end."""
+    if type(module) is not kind:
+        return [getattr(module, name) for name in names]
+    first, last = module.__dict__, module._parameters  # __getattr__ takes a microsecond
+    return [last[name] if name in last and name not in first else getattr(module, name) for name in names]  # type: ignore[misc]
+
+
 def _forward(
     lstm: LSTM, input: Any, hx: Any, lengths: Tensor | None, resets: Tensor | None, return_states: bool
 ) -> Any:
-    weights = [getattr(lstm, name) for name in lstm._flat_weights_names]
+    weights = _weights(lstm, LSTM, lstm._flat_weights_names)
     if isinstance(input, PackedSequence):
         state = arguments.check_arguments(lstm, input.data, hx, weights[0], input)
         for name, tensor in (("hx[0]", state[0]), ("hx[1]", state[1])):
@@ -360,7 +368,8 @@ def _cell_forward(cell: LSTMCell, input: Any, hx: Any) -> State:
             f"lstm_cell: input must be [batch, {cell.input_size}] (or [{cell.input_size}] unbatched),"
             f" got {list(input.shape)}"
         )
-    arguments.check_like("lstm_cell", "input", input, "the parameters", cell.weight_ih)
+    weights = _weights(cell, LSTMCell, _CELL_WEIGHTS if cell.bias else _CELL_WEIGHTS[:2])
+    arguments.check_like("lstm_cell", "input", input, "the parameters", weights[0])
     batch = input if input.dim() == 2 else input[None]
     shape = (batch.shape[0], cell.hidden_size)
     if hx is None:
@@ -369,11 +378,8 @@ def _cell_forward(cell: LSTMCell, input: Any, hx: Any) -> State:
         h0, c0 = arguments.check_state(
             "lstm_cell", hx, input, (shape, shape), batch_dim=None if input.dim() == 2 else 0
         )
-    weights = [cell.weight_ih, cell.weight_hh]
-    if cell.bias:
-        weights += [cell.bias_ih, cell.bias_hh]
-    _, h, c, _ = ops.lstm_layer(batch[None], h0[None], c0[None], weights, _CELL_OPTIONS)
-    return (h[0], c[0]) if input.dim() == 2 else (h[0, 0], c[0, 0])
+    h, c = ops.lstm_step(batch, h0, c0, weights)
+    return (h, c) if input.dim() == 2 else (h[0], c[0])
 
 
 tracers.let_dynamo_trace(LSTM)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fusedlstm import errors, memory, reference, tracers
+from fusedlstm import errors, flops, memory, needs, reference, tracers
 from fusedlstm.errors import ArgumentError
 
 try:
@@ -44,6 +44,7 @@ class LayerOptions(NamedTuple):
 
 
 DEFAULT_OPTIONS = LayerOptions()
+_STEP_OPTIONS = LayerOptions(cpu_autocast=False)
 
 
 def lstm_layer(
@@ -110,6 +111,41 @@ def _run_in_lower_precision(
     return y.to(h_dtype), h_n.to(h_dtype), c_n.to(c_dtype), None if cells is None else cells.to(c_dtype)
 
 
+def lstm_step(x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Runs one step of one direction: as a layer of one step, without its dimensions of steps and directions.
+
+    Args:
+        x: input, [N, I], float32, float64, bfloat16 or float16.
+        h0: hidden state before the step, [N, H], dtype and device of ``x``.
+        c0: cell state before the step, [N, H], dtype and device of ``x``.
+        weights: as in :func:`fusedlstm.reference.layer`, dtype and device of ``x``.
+
+    Returns:
+        The hidden state and the cell state after the step, [N, H] each.
+
+    Raises:
+        RuntimeError: as in :func:`lstm_layer`.
+
+    Example:
+        >>> h, c = lstm_step(torch.randn(2, 3), *torch.zeros(2, 2, 4), [torch.randn(16, 3), torch.randn(16, 4)])
+    """
+    kind = x.device.type
+    eager = kind in _DEVICES and kind != "meta"  # which has no autocast
+    eager = eager and not (_is_recorded() or transformed() or torch.is_autocast_enabled(kind))
+    if not eager:
+        _, h, c, _ = lstm_layer(x[None], h0[None], c0[None], weights, _STEP_OPTIONS)
+        return h[0], c[0]
+    try:
+        if _differentiable(x, h0, c0, *weights):
+            h, c = _apply_step(_may_use_tf32(x), x, h0, c0, *weights)  # type: ignore[no-untyped-call]
+            return h, c
+        _, h, c = _inference(x[None], h0[None], c0[None], weights, None, None, None, _may_use_tf32(x))
+    except (AttributeError, RuntimeError) as error:
+        errors.explain(error, x, _named(h0[None], c0, weights))
+        raise
+    return h.squeeze_(0), c.squeeze_(0)
+
+
 def autocasts(*tensors: Tensor) -> bool:
     """Whether autocast casts these tensors; it casts neither float64 nor integers."""
     kind = tensors[0].device.type
@@ -126,14 +162,13 @@ def _run(
         _check_memory(x, _named(h0, c0, weights, *steps))
         y, h_n, c_n, cells = reference.layer(x, h0, c0, weights, *steps)
         return y, h_n, c_n, cells if keep_cells else None
-    tf32 = x.is_cuda and x.dtype == torch.float32 and _tf32_allowed()
-    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, h0, c0, *weights))
+    tf32 = _may_use_tf32(x)
+    differentiable = _differentiable(x, h0, c0, *weights)
     inputs = x, h0, c0, weights, *steps, tf32
     # What is recorded may run later, in another grad mode.
-    recorded = tracers.is_tracing() or torch.compiler.is_compiling()
+    recorded = _is_recorded()
     if not (differentiable or keep_cells or recorded):
-        with torch._C._AutoDispatchBelowAutograd():  # without the Python code that asks whether a gradient is wanted
-            return *_ops.lstm_inference(*inputs), None
+        return *_inference(*inputs), None
     # What is saved may never run backwards, and so it keeps no gates.
     saved = recorded and (tracers.is_tracing() or torch.compiler.is_exporting())
     keep_gates = differentiable and not options.recompute and not saved
@@ -179,9 +214,34 @@ def _check_memory(x: Tensor, others: Iterable[tuple[str, Tensor]]) -> None:
             memory.check(name, tensor)
 
 
+# In eager mode, without the Python code that asks whether a gradient is wanted, and that which looks for an overload.
+
+
+def _inference(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    with torch._C._AutoDispatchBelowAutograd():
+        return _ops.lstm_inference.default(*inputs)  # type: ignore[no-any-return]
+
+
+def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    with torch._C._AutoDispatchBelowAutograd():
+        return _ops.lstm_forward.default(*inputs)  # type: ignore[no-any-return]
+
+
 def transformed() -> bool:
     """Whether torch.func or forward-mode AD is active; our operators support neither, plain torch supports both."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _differentiable(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])  # noqa: C419  a generator takes longer
+
+
+def _is_recorded() -> bool:
+    return tracers.is_tracing() or torch.compiler.is_compiling()
+
+
+def _may_use_tf32(x: Tensor) -> bool:
+    return x.is_cuda and x.dtype == torch.float32 and _tf32_allowed()
 
 
 def _tf32_allowed() -> bool:
@@ -320,7 +380,7 @@ class _Layer(torch.autograd.Function):
     def forward(ctx: Any, settings: tuple[Any, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
         x, h0, c0, *weights = tensors
         inputs = (x, h0, c0, weights, *settings)
-        output: tuple[Tensor, ...] = _ops.lstm_forward(*inputs)
+        output = _forward(*inputs)
         _setup_context(ctx, inputs, output)
         return output
 
@@ -329,6 +389,34 @@ class _Layer(torch.autograd.Function):
         _settings, *needed = ctx.needs_input_grad
         *of_states, of_weights = _gradients(ctx, grads[:4], needed[:3], needed[3:])
         return None, *of_states, *of_weights
+
+
+class _Step(torch.autograd.Function):
+    """lstm_forward of one step, with its backward pass: the node of a cell.
+
+    Its inputs and outputs lack the dimensions of steps and directions, since a view of each takes as long as a small
+    step, forward and backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tf32: bool, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        x, h0, c0, *weights = tensors
+        y, h_n, c_n, cells, gates = _forward(x[None], h0[None], c0[None], weights, None, None, None, tf32, True, True)
+        ctx.set_materialize_grads(False)
+        ctx.allow_tf32, ctx.gates_kept = tf32, True
+        ctx.save_for_backward(x, h0, c0, None, None, None, y, cells, gates, *weights)
+        return h_n.squeeze_(0), c_n.squeeze_(0)  # in place: views made in a Function could not be changed in place
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None) -> tuple[Any, ...]:
+        _tf32, *needed = ctx.needs_input_grad
+        grads = None, *(None if grad is None else grad[None] for grad in (grad_h, grad_c)), None
+        *of_states, of_weights = _gradients(ctx, grads, needed[:3], needed[3:])
+        return None, *(None if grad is None else grad[0] for grad in of_states), *of_weights
+
+
+# Without the code of Function.apply for transforms, which do not come here.
+_apply_step = super(torch.autograd.Function, _Step).apply
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -342,20 +430,22 @@ def _gradients(
     """Gradients of x, h0, c0 and the weights from those of y, h_n, c_n and, if they are results, the cell states."""
     x, h0, c0, lengths, resets, batch_sizes, y, cells, gates, *weights = ctx.saved_tensors
     steps = lengths, resets, batch_sizes
+    need_x, need_h0, need_c0, *need_weights = needs.asked(ctx, (x, h0, c0, *weights), (*needed, *need_weights))
+    if h0.dim() == 2:  # of a step
+        x, h0, c0 = x[None], h0[None], c0[None]
     # The gradient will be differentiated itself (create_graph=True), or a transform runs over it.
     if torch.is_grad_enabled() or transformed() or any(grad is not None and _is_batched(grad) for grad in grads):
         _check_memory(x, (*_named(h0, c0, weights, *steps), *_named_gradients(*grads)))
         grad_x, grad_h0, grad_c0, *grad_weights = _plain_backward(
-            grads, (x, h0, c0, *weights), (*needed, *need_weights), steps
+            grads, (x, h0, c0, *weights), (need_x, need_h0, need_c0, *need_weights), steps
         )
         return grad_x, grad_h0, grad_c0, grad_weights
     inputs = (x, h0, c0, weights, *steps, ctx.allow_tf32)
-    need_x, need_h0, need_c0 = needed
     need = need_x, need_h0, [int(need) for need in need_weights]
     try:
         if not ctx.gates_kept:
             cells, gates = _ops.lstm_recompute(*inputs, y)
-        results = _ops.lstm_backward(*(*grads, None)[:4], *inputs, y, cells, gates, *need)
+        results = _ops.lstm_backward.default(*(*grads, None)[:4], *inputs, y, cells, gates, *need)
     except RuntimeError as error:
         errors.explain(error, x, (*_named(h0, c0, weights, *steps), *_named_gradients(*grads)))
         raise
@@ -404,3 +494,5 @@ def _is_batched(tensor: Tensor) -> bool:
 
 for _name in ("lstm_forward", "lstm_inference"):
     torch.library.register_autograd(f"fusedlstm::{_name}", _backward, setup_context=_setup_context)
+
+tracers.after_import("torch.utils.flop_counter", flops.register)

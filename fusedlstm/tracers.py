@@ -39,10 +39,20 @@ def let_dynamo_trace(kind: type[nn.Module]) -> None:
 
         builder.VariableBuilder.wrap_module = wrap_module
 
-    if _BUILDER in sys.modules:
-        change(sys.modules[_BUILDER])
-    else:  # importing the compiler takes a second, so its module is changed when somebody else imports it
-        sys.meta_path.insert(0, _AfterImport(_BUILDER, change))
+    after_import(_BUILDER, change)  # importing the compiler takes a second
+
+
+def after_import(name: str, call: Callable[[Any], None]) -> None:
+    """Calls a function with a module: now, or once somebody else has imported it.
+
+    Args:
+        name: the module's full name.
+        call: the function.
+    """
+    if name in sys.modules:
+        call(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _AfterImport(name, call))
 
 
 class _AfterImport:

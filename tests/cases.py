@@ -44,5 +44,7 @@ CASES = [
     Case("packed_and_projected", 9, 6, 3, 17, {"proj_size": 5}),
     Case("shared_among_threads", 4, 24, 40, 200, {"bidirectional": True}),
     Case("batch_past_what_uses_a_panel_at_once", 3, 60, 40, 300),
+    Case("few_rows_shared_among_threads", 2, 3, 40, 300, {"bidirectional": True}),
+    Case("few_rows_and_projection_shared_among_threads", 2, 3, 40, 300, {"proj_size": 100}),
     Case("projection_shared_among_threads", 4, 24, 40, 200, {"proj_size": 100}),
 ]

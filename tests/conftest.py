@@ -8,6 +8,8 @@ from collections.abc import Iterator
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Without it torch warns of its own products on a GPU, and warnings are errors here. cuBLAS reads it at its start.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# The operators fill what they allocate on a CPU with NaN, so that reading it shows in a result.
+os.environ.setdefault("FUSEDLSTM_POISON", "1")
 
 import emulated
 import hypothesis
@@ -66,7 +68,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory() -> Iterator[None]:
-    """Fills uninitialised memory with NaN, so that reading it shows in a result."""
+    """Fills uninitialised memory of torch with NaN too."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)

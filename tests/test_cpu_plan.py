@@ -24,7 +24,8 @@ SHAPES = {
     "both directions at once": ((400, 16, 320, 320, 2, 2, False), (2, 1, 1, 3, True)),
     "an odd team takes them in turn": ((400, 16, 320, 320, 2, 3, False), (1, 3, 1, 3, True)),
     "backward takes them in turn": ((400, 16, 320, 320, 2, 2, True), (1, 2, 1, 16, True)),
-    "a short sequence is one time block": ((5, 4, 320, 320, 1, 2, True), (1, 2, 1, 5, False)),
+    "a short sequence is one time block": ((6, 4, 320, 320, 1, 2, True), (1, 2, 1, 6, True)),
+    "few rows are not worth packing for backward": ((1, 23, 320, 320, 1, 2, True), (1, 2, 1, 1, False)),
     "nothing to do": ((0, 0, 8, 8, 1, 2, False), (1, 1, 1, 1, False)),
 }
 

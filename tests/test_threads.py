@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 import fusedlstm
 
 ROOT = Path(__file__).parent.parent
-# Steps, rows, units, directions: units shared, rows shared, both directions at once, one step, and units that do not
-# divide, shared by rows.
-SHAPES = [(12, 3, 96, 1), (6, 40, 48, 1), (9, 4, 64, 2), (1, 2, 160, 1), (3, 60, 300, 1)]
+# Steps, rows, units, directions: units shared, rows shared, both directions at once, one step, few rows whose weights
+# are read unpacked in both passes, and units that do not divide, shared by rows.
+SHAPES = [(12, 3, 96, 1), (6, 40, 48, 1), (9, 4, 64, 2), (1, 2, 160, 1), (2, 5, 190, 2), (3, 60, 300, 1)]
 
 
 @pytest.fixture(autouse=True)

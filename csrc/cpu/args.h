@@ -143,7 +143,7 @@ struct Share {
 // Gradients are zero for a row that takes no part in a step.
 template <class T>
 struct BackwardWorkspace {
-  T *panels_ih, *panels_hh, *panels_hr;    // W_ih [4H, I], W_hh [4H, P], W_hr [P, H]
+  T *panels_ih, *panels_hh, *panels_hr;    // W_ih [4H, I], W_hh [4H, P], W_hr [P, H]; null: not packed
   T* grad_gates_next;                      // [N, 4H]  of the step after the block, in the direction's order
   T* grad_gates_first;                     // [N, 4H]  of each row's first step
   T* grad_gates;                           // [B, 4H]

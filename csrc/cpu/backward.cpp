@@ -39,19 +39,21 @@ BackwardWorkspace<T> lay_out(const Sizes& s, const ThreadPlan& plan, bool projec
     used += round_up(count, kMaxLanes);
     return begin;
   };
-  BackwardWorkspace<T> workspace{.panels_ih = take(packed_size(G, s.input)),
-                                 .panels_hh = take(packed_size(G, P)),
-                                 .panels_hr = take(packed_size(projected_P, H)),
+  // Memory that a plan without packing does not use.
+  const auto take_packed = [&](int64_t count) { return plan.packs ? take(count) : nullptr; };
+  BackwardWorkspace<T> workspace{.panels_ih = take_packed(packed_size(G, s.input)),
+                                 .panels_hh = take_packed(packed_size(G, P)),
+                                 .panels_hr = take_packed(packed_size(projected_P, H)),
                                  .grad_gates_next = take(N * G),
                                  .grad_gates_first = take(N * G),
                                  .grad_gates = take(depth * G),
                                  .grad_p = take(depth * projected_P),
                                  .h = take(depth * projected_H),
-                                 .grad_gates_t = take(depth * G),
-                                 .grad_p_t = take(depth * projected_P),
-                                 .panels_x = take(packed_size(depth, s.input)),
-                                 .panels_h_prev = take(packed_size(depth, P)),
-                                 .panels_h = take(packed_size(depth, projected_H))};
+                                 .grad_gates_t = take_packed(depth * G),
+                                 .grad_p_t = take_packed(depth * projected_P),
+                                 .panels_x = take_packed(packed_size(depth, s.input)),
+                                 .panels_h_prev = take_packed(packed_size(depth, P)),
+                                 .panels_h = take_packed(packed_size(depth, projected_H))};
   workspace.size = used;
   return workspace;
 }
@@ -83,16 +85,21 @@ class BackwardThread {
               T(0));
     barriers_.wait_for_group(thread_);
     for (const Range& time_block : args_.time_blocks) {
+      const bool adds = &time_block != args_.time_blocks.data();
       recurrence(time_block);
       barriers_.wait_for_group(thread_);
       gradient_of_input(time_block);
+      if (!packs()) {
+        gradients_of_weights_unpacked(time_block, adds);
+        continue;
+      }
       arrange_factors(time_block);
       barriers_.wait_for_group(thread_);
-      gradients_of_weights(time_block, &time_block != args_.time_blocks.data());
+      gradients_of_weights(time_block, adds);
     }
     if (args_.grad_h0)
-      gemm(workspace_.grad_gates_first, G(), s_.batch, workspace_.panels_hh, s_.outputs, kKC, false,
-           args_.grad_h0);
+      multiply(workspace_.grad_gates_first, s_.batch, args_.weight_hh, workspace_.panels_hh, s_.outputs,
+               false, args_.grad_h0);
   }
 
  private:
@@ -100,11 +107,12 @@ class BackwardThread {
   Range own(int64_t n) const { return thread_.part_of_group(n); }
   // Entries of some steps.
   int64_t entries(Range steps) const { return args_.rows.offset[steps.end] - args_.rows.offset[steps.begin]; }
+  bool packs() const { return thread_.plan.packs; }
   // Whether a matrix has a panel for each thread.
   bool divides_panels(int64_t columns) const { return ceil_div(columns, k_.nr) >= thread_.group_size(); }
   // Whether W_ih is packed inside the product that reads it, panel by panel while it is cached. That needs
   // it to be read once: in a single time block, with panels divided among the threads.
-  bool packs_in_gemm() const { return args_.time_blocks.size() == 1 && divides_panels(s_.input); }
+  bool packs_in_gemm() const { return packs() && args_.time_blocks.size() == 1 && divides_panels(s_.input); }
 
   // This thread's part of out [rows, columns] = a [rows, depth] times a packed matrix, or += with `adds`:
   // part of the rows, or of the panels if rows are few. With `unpacked` it packs its panels from that matrix
@@ -127,12 +135,41 @@ class BackwardThread {
     }
   }
 
+  // This thread's part of out [rows, columns] = a [rows, b.size()] times the rows b, or += with `adds`. Value
+  // (r, k) of a is a[r * a_row + k * a_depth].
+  void gemm_unpacked(const T* a, int64_t a_row, int64_t a_depth, int64_t rows, const std::vector<const T*>& b,
+                     int64_t columns, bool adds, T* out) {
+    const auto depth = static_cast<int64_t>(b.size());
+    if (rows >= kMC * thread_.group_size()) {
+      const Range row = own(rows);
+      k_.gemm_unpacked(a + row.begin * a_row, a_row, a_depth, row.end - row.begin, b.data(), depth, columns,
+                       adds, out + row.begin * columns, columns);
+      return;
+    }
+    const Range vectors = own(ceil_div(columns, k_.lanes));
+    const int64_t begin = vectors.begin * k_.lanes, end = std::min(vectors.end * k_.lanes, columns);
+    std::vector<const T*> part(b);
+    for (const T*& row : part) row += begin;
+    k_.gemm_unpacked(a, a_row, a_depth, rows, part.data(), depth, end - begin, adds, out + begin, columns);
+  }
+
+  // out [rows, columns] = gradients of gates [rows, 4H] times a weight, or += with `adds`. Without panels the
+  // weight is read as it is stored.
+  void multiply(const T* grad_gates, int64_t rows, const T* weight, T* panels, int64_t columns, bool adds,
+                T* out, bool packs_first = false) {
+    if (packs())
+      gemm(grad_gates, G(), rows, panels, columns, kKC, adds, out, packs_first ? weight : nullptr);
+    else
+      gemm_unpacked(grad_gates, G(), 1, rows, row_pointers(weight, G(), columns), columns, adds, out);
+  }
+
   void pack(const std::vector<const T*>& rows, int64_t columns, T* packed) {
     k_.pack_panels(rows.data(), static_cast<int64_t>(rows.size()), columns, own(ceil_div(columns, k_.nr)),
                    packed);
   }
 
   void pack_weights() {
+    if (!packs()) return;
     if (args_.grad_x && !packs_in_gemm())
       pack(row_pointers(args_.weight_ih, G(), s_.input), s_.input, workspace_.panels_ih);
     if (args_.grad_h0 || s_.steps > 1)
@@ -168,9 +205,27 @@ class BackwardThread {
     std::copy(grad_gates + rows.begin * G(), grad_gates + rows.end * G(),
               workspace_.grad_gates_next + rows.begin * G());
     if (args_.grad_x)
-      gemm(workspace_.grad_gates, G(), entries(time_block), workspace_.panels_ih, s_.input, kKC,
-           args_.reverse, args_.grad_x + args_.rows.offset[time_block.begin] * s_.input,
-           packs_in_gemm() ? args_.weight_ih : nullptr);
+      multiply(workspace_.grad_gates, entries(time_block), args_.weight_ih, workspace_.panels_ih, s_.input,
+               args_.reverse, args_.grad_x + args_.rows.offset[time_block.begin] * s_.input, packs_in_gemm());
+  }
+
+  // Adds the time block's part to the gradients of weights and biases; without `adds` it is the first. Sums
+  // of few terms: both factors are read as they are.
+  void gradients_of_weights_unpacked(Range time_block, bool adds) {
+    const int64_t H = s_.hidden, P = s_.outputs, I = s_.input, depth = entries(time_block);
+    const T one = 1;
+    const auto add = [&](const T* grad, int64_t rows, const std::vector<const T*>& b, int64_t columns,
+                         T* out) { gemm_unpacked(grad, 1, rows, rows, b, columns, adds, out); };
+    if (args_.grad_weight_ih)
+      add(workspace_.grad_gates, G(),
+          row_pointers(args_.x + args_.rows.offset[time_block.begin] * I, depth, I), I, args_.grad_weight_ih);
+    if (args_.grad_weight_hh)
+      add(workspace_.grad_gates, G(), previous_states(args_, time_block), P, args_.grad_weight_hh);
+    if (args_.grad_weight_hr)
+      add(workspace_.grad_p, P, row_pointers<T>(workspace_.h, depth, H), H, args_.grad_weight_hr);
+    if (args_.grad_bias)  // the sum over the entries
+      gemm_unpacked(&one, 0, 0, 1, row_pointers<T>(workspace_.grad_gates, depth, G()), G(), adds,
+                    args_.grad_bias);
   }
 
   // Both factors of the weight gradients, whose sums run over entries: one transposed, one packed.

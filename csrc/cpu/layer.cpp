@@ -108,7 +108,8 @@ std::vector<T> summed_biases(const Layer& layer) {
     const ScalarType type = layer.x.scalar_type();
     const Tensor ih = prepare(layer.bias_ih(d), type);
     const Tensor hh = prepare(layer.bias_hh(d), type);
-    for (int64_t j = 0; j < G; ++j) bias[d * G + j] = pointer<T>(ih)[j] + pointer<T>(hh)[j];
+    const T *const of_ih = pointer<T>(ih), *const of_hh = pointer<T>(hh);
+    for (int64_t j = 0; j < G; ++j) bias[d * G + j] = of_ih[j] + of_hh[j];
   }
   return bias;
 }

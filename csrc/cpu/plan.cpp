@@ -16,6 +16,9 @@ constexpr int64_t kCachedWeights = 100'000;
 constexpr int64_t kRowsOfCachedWeights = 8;
 // Packing pays off if several rows use a panel while it is cached, and the call uses each weight this often.
 constexpr int64_t kPackedRows = 4, kPackedUses = 48;
+// The backward pass reads weights along their rows, and so needs fewer uses for it. It does not pack the
+// factors of weight gradients either, whose sums are as short then.
+constexpr int64_t kPackedUsesBackward = 24;
 // Up to so many packed weights for a unit thread, a step also multiplies x with W_ih. Beyond, W_ih is read
 // once for a time block.
 constexpr int64_t kWeightsOfStep = 1 << 18;
@@ -26,7 +29,10 @@ constexpr int64_t kBackwardRows = 256;
 }  // namespace
 
 ThreadPlan make_thread_plan(const Sizes& s, int64_t threads, Pass pass) {
-  const bool packs = s.steps > 1 && s.batch >= kPackedRows && s.entries >= kPackedUses;
+  // s.entries: how often a pass uses each weight.
+  const bool packs = pass == Pass::backward
+                         ? s.entries >= kPackedUsesBackward
+                         : s.steps > 1 && s.batch >= kPackedRows && s.entries >= kPackedUses;
   ThreadPlan plan{.groups = 1, .unit_threads = 1, .row_threads = 1, .time_block = 1, .packs = packs};
   const int64_t gates = 4 * s.hidden, projection = s.outputs == s.hidden ? 0 : s.outputs * s.hidden;
   const int64_t work = s.entries * s.directions * (gates * (s.input + s.outputs) + projection);

@@ -23,7 +23,7 @@ struct Range {
 struct ThreadPlan {
   int64_t groups, unit_threads, row_threads;
   int64_t time_block;  // steps whose products with x (forward) or weight gradients (backward) are one product
-  bool packs;          // whether the forward pass packs the weights first
+  bool packs;          // whether the pass packs the weights first (backward: all factors of its products)
 
   int64_t threads() const { return groups * unit_threads * row_threads; }
   // The most entries of a time block. One of a packed batch may have more steps than one of a padded batch.

@@ -60,6 +60,23 @@ void clear_inactive(const BackwardArgs<T>& args, Range time_block, int64_t t, co
                   end - begin, T(0));
 }
 
+// The panel of the columns from `column` on in a matrix of this depth; null if the matrix is not packed.
+template <class T>
+FUSEDLSTM_HOST_DEVICE const T* panel(const T* panels, int64_t column, int64_t depth) {
+  return panels ? panels + column * depth : nullptr;
+}
+
+// sum [count, 4 vectors] += rows [count, depth] times the columns of a weight from `column` on: times their
+// panel, or, without panels, times the weight as it is stored.
+template <class T>
+void add_product(const T* const* rows, int64_t count, int64_t depth, const T* panel, const T* weight,
+                 int64_t column, int64_t columns, T* sum) {
+  if (panel) return panel_gemm<T>(rows, count, depth, panel, panel_vectors<T>(columns - column), sum);
+  unpacked_gemm([&](int64_t r, int64_t k) { return rows[r][k]; }, count, depth,
+                [&](int64_t k) { return weight + k * columns + column; }, std::min(kNR<T>, columns - column),
+                true, sum, kNR<T>);
+}
+
 template <class T>
 void backward_project(const BackwardArgs<T>& args, const BackwardWorkspace<T>& workspace, Range time_block,
                       int64_t t, const Share<T>& share) {
@@ -77,7 +94,7 @@ void backward_project(const BackwardArgs<T>& args, const BackwardWorkspace<T>& w
       for (int64_t r = 0; r < count; ++r)
         for (int64_t v = 0; v < 4; ++v)
           store(sum + (4 * r + v) * L, output_gradient(args, t, row[r], column + v * L));
-      panel_gemm<T>(next, continued, G, workspace.panels_hh + column * G, vectors, sum);
+      add_product(next, continued, G, panel(workspace.panels_hh, column, G), args.weight_hh, column, P, sum);
       for (int64_t r = 0; r < count; ++r)
         for (int64_t v = 0, at = column; v < vectors; ++v, at += L)
           store(workspace.grad_p + block_entry(args.rows, time_block, t, row[r]) * P + at,
@@ -145,9 +162,10 @@ void backward_step(const BackwardArgs<T>& args, const BackwardWorkspace<T>& work
           store(sum + (4 * r + v) * L,
                 projected ? Vec<T>{} : output_gradient(args, t, row[r], column + v * L));
       if (projected)
-        panel_gemm<T>(from, count, P, workspace.panels_hr + column * P, vectors, sum);
+        add_product(from, count, P, panel(workspace.panels_hr, column, P), args.weight_hr, column, H, sum);
       else
-        panel_gemm<T>(from, continued, G, workspace.panels_hh + column * G, vectors, sum);
+        add_product(from, continued, G, panel(workspace.panels_hh, column, G), args.weight_hh, column, H,
+                    sum);
       for (int64_t r = 0; r < count; ++r)
         for (int64_t v = 0; v < vectors; ++v)
           backward_cells(args, workspace, t, rows[r], column + v * L, load(sum + (4 * r + v) * L));

@@ -268,6 +268,106 @@ void transpose(const T* const* rows, int64_t depth, Range columns, T* out) {
     }
 }
 
+// Depth of a tile of the product below: a sum in registers covers so much before it is added to memory.
+constexpr int kUnpackedK = 8;
+
+// out [R, columns] = a [R, K] times the rows b [K, columns], or += with `adds`.
+template <class T, int R, int K>
+void unpacked_microkernel(const T (*a)[kUnpackedK], const T* const* b, int64_t columns, bool adds, T* out,
+                          int64_t out_stride) {
+  Vec<T> value[R][K];
+#pragma GCC unroll 2
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int k = 0; k < K; ++k) value[r][k] = splat(a[r][k]);
+  const auto add = [&](int64_t column, int64_t left) __attribute__((always_inline)) {
+    Vec<T> sum[R];
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) sum[r] = Vec<T>{};
+#pragma GCC unroll 8
+    for (int k = 0; k < K; ++k) {
+      const Vec<T> row = load(b[k] + column, left);
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) sum[r] += value[r][k] * row;
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) {
+      T* const to = out + r * out_stride + column;
+      store(to, adds ? load(to, left) + sum[r] : sum[r], left);
+    }
+  };
+  int64_t column = 0;
+  for (; column + kLanes<T> <= columns; column += kLanes<T>) add(column, kLanes<T>);
+  if (column < columns) add(column, columns - column);
+}
+
+// The same for `depth` rows of b, at most K.
+template <class T, int R, int K = kUnpackedK>
+void unpacked_tile(const T (*a)[kUnpackedK], const T* const* b, int64_t depth, int64_t columns, bool adds,
+                   T* out, int64_t out_stride) {
+  if constexpr (K > 1) {
+    if (depth < K) return unpacked_tile<T, R, K - 1>(a, b, depth, columns, adds, out, out_stride);
+  }
+  unpacked_microkernel<T, R, K>(a, b, columns, adds, out, out_stride);
+}
+
+// The same for a row block and k in [begin, end). a(r, k) is a value of a, b(k) a row of b.
+template <class T, class A, class B>
+void unpacked_rows(const A& a, int64_t rows, int64_t begin, int64_t end, const B& b, int64_t columns,
+                   bool adds, T* out, int64_t out_stride) {
+  for (int64_t k = begin; k < end; k += kUnpackedK) {
+    const int64_t depth = std::min<int64_t>(kUnpackedK, end - k);
+    const T* b_row[kUnpackedK];
+    for (int64_t i = 0; i < depth; ++i) b_row[i] = b(k + i);
+    for (int64_t r = 0; r < rows; r += 2) {
+      const int64_t height = std::min<int64_t>(2, rows - r);
+      T values[2][kUnpackedK];
+      for (int64_t j = 0; j < height; ++j)
+        for (int64_t i = 0; i < depth; ++i) values[j][i] = a(r + j, k + i);
+      const auto tile = height == 2 ? unpacked_tile<T, 2> : unpacked_tile<T, 1>;
+      tile(values, b_row, depth, columns, adds || k > begin, out + r * out_stride, out_stride);
+    }
+  }
+}
+
+// out [rows, columns] = a [rows, depth] times b [depth, columns], or += with `adds`. b is read as it is
+// stored, row after row, which suits few rows of a or a small depth. Each KC of the depth is summed apart, so
+// that the rounding error does not grow with the depth.
+template <class T, class A, class B>
+void unpacked_gemm(const A& a, int64_t rows, int64_t depth, const B& b, int64_t columns, bool adds, T* out,
+                   int64_t out_stride) {
+  constexpr int64_t L = kLanes<T>,
+                    NC = 1024 / sizeof(T);  // the sums of a part of the depth stay in the L1 cache
+  for (int64_t r = 0; r < rows && depth == 0 && !adds; ++r) std::fill_n(out + r * out_stride, columns, T(0));
+  for (int64_t first = 0; first < rows; first += kMC) {
+    const int64_t count = std::min<int64_t>(kMC, rows - first);
+    const auto a_block = [&](int64_t r, int64_t k) { return a(first + r, k); };
+    T* const to = out + first * out_stride;
+    unpacked_rows(a_block, count, 0, std::min(depth, kKC), b, columns, adds, to, out_stride);
+    for (int64_t column = 0; column < columns && depth > kKC; column += NC) {
+      const int64_t width = std::min(NC, columns - column);
+      const auto b_block = [&](int64_t k) { return b(k) + column; };
+      for (int64_t begin = kKC; begin < depth; begin += kKC) {
+        alignas(64) T sum[kMC * NC];
+        unpacked_rows(a_block, count, begin, std::min(begin + kKC, depth), b_block, width, false, sum, NC);
+        for (int64_t r = 0; r < count; ++r)
+          for (int64_t c = 0; c < width; c += L) {
+            T* const at = to + r * out_stride + column + c;
+            store(at, load(at, width - c) + load(sum + r * NC + c, width - c), width - c);
+          }
+      }
+    }
+  }
+}
+
+// The same for a of any strides.
+template <class T>
+void gemm_unpacked(const T* a, int64_t a_row, int64_t a_depth, int64_t rows, const T* const* b, int64_t depth,
+                   int64_t columns, bool adds, T* out, int64_t out_stride) {
+  unpacked_gemm([&](int64_t r, int64_t k) { return a[r * a_row + k * a_depth]; }, rows, depth,
+                [&](int64_t k) { return b[k]; }, columns, adds, out, out_stride);
+}
+
 // out = a times a packed matrix, or += with `adds`.
 template <class T>
 void gemm(const T* a, int64_t rows, const T* panels, int64_t columns, int64_t depth, int64_t kc, bool adds,

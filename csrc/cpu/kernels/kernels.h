@@ -61,6 +61,10 @@ struct Kernels {
   // out [rows, columns] = a [rows, depth] times a packed matrix, or += with `adds`; kc as kKC above.
   void (*gemm)(const T* a, int64_t rows, const T* panels, int64_t columns, int64_t depth, int64_t kc,
                bool adds, T* out, int64_t out_stride);
+  // out [rows, columns] = a [rows, depth] times the rows b [depth, columns], or += with `adds`. Value (r, k)
+  // of a is a[r * a_row + k * a_depth].
+  void (*gemm_unpacked)(const T* a, int64_t a_row, int64_t a_depth, int64_t rows, const T* const* b,
+                        int64_t depth, int64_t columns, bool adds, T* out, int64_t out_stride);
 };
 
 // The kernels of one instruction set, for all types.

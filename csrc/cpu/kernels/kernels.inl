@@ -45,7 +45,8 @@ constexpr Kernels<T, W> make_kernels() {
           .transpose = transpose<T>,
           .backward_project = backward_project<T>,
           .backward_step = backward_step<T>,
-          .gemm = gemm<T>};
+          .gemm = gemm<T>,
+          .gemm_unpacked = gemm_unpacked<T>};
 }
 
 constexpr KernelSet make_kernel_set() {
