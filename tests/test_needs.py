@@ -112,7 +112,7 @@ def test_a_shared_weight_is_asked_about_once_a_call(monkeypatch):
 def test_the_operators_own_gradient():
     state, weights = torch.zeros(1, 2, 5), [torch.randn(20, 3), torch.randn(20, 5)]
     x, *weights = (tensor.requires_grad_() for tensor in (torch.randn(4, 2, 3), *weights))
-    y, *_ = torch.ops.fusedlstm.lstm_forward(x, state, state, weights, None, None, False, True, True)
+    y, *_ = torch.ops.fusedlstm.lstm_forward(x, state, state, weights, None, None, None, False, True, True)
     with _Backwards() as backwards:
         torch.autograd.grad(y.sum(), weights[1])
     assert backwards.needs == [(False, False, (0, 1))]

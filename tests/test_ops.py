@@ -130,7 +130,7 @@ def test_views_and_sentinels(offset, device):
 
     rooms = []
     x, h0, c0, weights, *_ = args
-    got = _forward(view(x), view(h0), view(c0), [view(w) for w in weights], None, None, False)
+    got = _forward(view(x), view(h0), view(c0), [view(w) for w in weights], None, None, None, False)
     assert all(map(torch.equal, expected, got))
     for room, used in rooms:
         assert (room[:offset] == 1e9).all()
@@ -139,7 +139,7 @@ def test_views_and_sentinels(offset, device):
     def strided(tensor):
         return tensor.repeat_interleave(2, -1)[..., ::2]
 
-    got = _forward(strided(x), strided(h0), strided(c0), [strided(w) for w in weights], None, None, False)
+    got = _forward(strided(x), strided(h0), strided(c0), [strided(w) for w in weights], None, None, None, False)
     assert all(map(torch.equal, expected, got))
 
 
@@ -263,7 +263,7 @@ BAD_SIZES = {
     ),
     "negative": (lambda a: _with_sizes(a, 3, -3), r"batch_sizes\[1\] must be in 0\.\.3"),
     "wild": (lambda a: _with_sizes(a, 2**62, 2**62), r"batch_sizes\[0\] must be in 0\.\.3"),
-    "kind": (lambda a: _with_sizes(a, 3, 3, dtype=torch.int32), "batch_sizes must be int64"),
+    "kind": (lambda a: _with_sizes(a, 3, 3, dtype=torch.int32), "batch_sizes must be torch.int64, got torch.int32"),
     "matrix": (lambda a: _with_sizes(a, [3, 3]), r"batch_sizes must be \[steps\], got \[1, 2\]"),
     "lengths": (lambda a: (*_with_sizes(a, 3, 3)[:4], torch.ones(3).long(), *_with_sizes(a, 3, 3)[5:]), "must be None"),
 }
