@@ -182,7 +182,7 @@ def _settings(config: Any) -> TrainConfig:
     data = config.get("data")
     try:
         return TrainConfig(**{**config, "data": tuple(data) if isinstance(data, list) else data})
-    except (InputError, RecursionError) as error:  # the latter where a value is nested deep
+    except InputError as error:
         raise _DamageError(f"a setting that is wrong: {_short(str(error))}") from error
 
 

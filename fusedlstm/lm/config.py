@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 from dataclasses import dataclass
 
@@ -98,4 +99,5 @@ def _is_real(value: object) -> bool:
 
 def _require(holds: bool, name: str, rule: str, value: object) -> None:
     if not holds:
-        raise InputError(f"{name} must be {rule}, got {value}")
+        shown = value if isinstance(value, str | int | float) else reprlib.repr(value)  # not all of a nested list
+        raise InputError(f"{name} must be {rule}, got {shown}")

@@ -114,6 +114,16 @@ def test_settings(case, saved):
     _assert_refused(saved, message)
 
 
+def test_a_setting_nested_as_deep_as_can_be_parsed(saved):
+    for depth in range(800, 1000, 10):
+        with safetensors.safe_open(saved, framework="pt") as file:
+            metadata = file.metadata()
+        nested = f'{{"data": [], "hidden_size": {"[" * depth}{"]" * depth}}}'
+        safetensors.torch.save_file({"a": torch.zeros(1)}, saved, {**metadata, "config": nested})
+        with pytest.raises(CheckpointError, match=r"a setting that is wrong|a damaged config"):
+            checkpoint.load(saved)
+
+
 @pytest.mark.parametrize("case", TENSORS)
 def test_tensors(case, saved):
     name, tensor, message = TENSORS[case]

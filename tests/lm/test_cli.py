@@ -150,10 +150,11 @@ def test_error_is_one_line_and_nothing_is_overwritten(case, tmp_path, saved, sav
     (tmp_path / "other.txt").write_text(TEXT + TEXT)
     safetensors.torch.save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
     (tmp_path / "huge.txt").touch()
-    os.truncate(tmp_path / "huge.txt", 2**43)
+    os.truncate(tmp_path / "huge.txt", 2**31)
     (tmp_path / "dangling").symlink_to("absent")
     before = _contents(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(memory, "host", lambda: 2**32)
     with files.lock("busy"):
         status, printed = run(arguments, capsys)
     assert status == 2
