@@ -2,6 +2,11 @@
 
 from importlib.metadata import version
 
+from fusedlstm import startup
+
+if startup.is_command():
+    startup.exit_on_ctrl_c()
+
 from fusedlstm.functional import lstm
 from fusedlstm.modules import LSTM, LSTMCell
 from fusedlstm.swap import replace_lstm, restore_lstm

@@ -30,7 +30,7 @@ def report() -> str:
         "CPU": torch.backends.cpu.get_cpu_capability(),
         "CPU threads": str(torch.get_num_threads()),
         "GPU": gpu,
-        "CPU kernels": f"usable, {_C.instruction_set()}",
+        "CPU kernels": _cpu_kernels(),
         "CUDA kernels": _cuda_kernels(build),
     }
     width = max(map(len, lines))
@@ -40,6 +40,13 @@ def report() -> str:
 def gpu_is_usable() -> bool:
     """Return whether fusedlstm has kernels for a GPU and torch sees one."""
     return bool(_C.build_info()["cuda"]) and torch.cuda.is_available()
+
+
+def _cpu_kernels() -> str:
+    try:
+        return f"usable, {_C.instruction_set()}"
+    except RuntimeError as error:  # FUSEDLSTM_ISA names none of this processor
+        return f"not usable: {error}"
 
 
 def _cuda_kernels(build: dict[str, str]) -> str:

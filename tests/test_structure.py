@@ -16,8 +16,8 @@ MODULES = sorted(path for path in (ROOT / "fusedlstm").rglob("*.py"))
 
 # What each module of the package may import from it; the compiled module _C is at the bottom.
 MAY_IMPORT = {
-    "__init__": {"functional", "modules", "swap"},
-    "__main__": {"lm"},
+    "__init__": {"functional", "modules", "startup", "swap"},
+    "__main__": {"lm", "startup"},
     "lm": {"info", "lm", "modules"},
     "info": {"_C", "__init__"},
     "onnx": {"ops"},
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "needs": set(),
     "packing": {"tracers"},
     "reference": set(),
+    "startup": set(),
     "tracers": set(),
 }
 

@@ -25,11 +25,11 @@ except ModuleNotFoundError as error:
             text = f"fusedlstm.lm needs the package {_missing}; install it with: pip install fusedlstm[lm]"
             raise ModuleNotFoundError(text, name=_missing)
 else:
-    from fusedlstm.lm.checkpoint import CheckpointError
     from fusedlstm.lm.config import TrainConfig
     from fusedlstm.lm.data import ByteVocabulary, Corpus, WordVocabulary, load_corpus
+    from fusedlstm.lm.errors import CheckpointError, InputError
     from fusedlstm.lm.evaluation import Evaluation, evaluate
-    from fusedlstm.lm.generate import load_model, sample
+    from fusedlstm.lm.generate import load_model, sample, stream
     from fusedlstm.lm.model import LanguageModel
     from fusedlstm.lm.train import Trainer
 
@@ -38,6 +38,7 @@ __all__ = [
     "CheckpointError",
     "Corpus",
     "Evaluation",
+    "InputError",
     "LanguageModel",
     "TrainConfig",
     "Trainer",
@@ -46,4 +47,5 @@ __all__ = [
     "load_corpus",
     "load_model",
     "sample",
+    "stream",
 ]

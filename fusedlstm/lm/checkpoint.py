@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+import reprlib
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from fusedlstm.lm import files, memory
 from fusedlstm.lm.config import TrainConfig
-from fusedlstm.lm.data import ByteVocabulary, Vocabulary, WordVocabulary
+from fusedlstm.lm.data import END_OF_LINE, UNKNOWN, ByteVocabulary, Vocabulary, WordVocabulary
+from fusedlstm.lm.errors import CheckpointError, InputError
+from fusedlstm.lm.layout import Layout, expected
 
 FORMAT = "fusedlstm.lm"
 VERSION = 1
 
 
-class CheckpointError(ValueError):
-    """A file is not a checkpoint of this package, or is damaged."""
+_RULE = "checkpoint must be a file that 'python -m fusedlstm train' wrote"
+_SHOWN = 100  # characters of a wrong value
+_CONTENTS = "config", "words", "step", "position", "digest"
+_LARGEST_STEP = 2**24  # of Adam, which counts in float32
+
+
+class _DamageError(Exception):
+    """What is wrong with the contents of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,6 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     Example:
         >>> save("copy.safetensors", load("model.safetensors"))  # doctest: +SKIP
     """
-    path = Path(path)
     contents = {
         "config": asdict(checkpoint.config),
         "words": checkpoint.vocabulary.words,
@@ -73,17 +83,11 @@ def save(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     metadata |= {name: json.dumps(value) for name, value in contents.items()}
     # Copies, because safetensors refuses tensors that share memory, as the states of a recurrent layer may.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in checkpoint.tensors.items()}
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(safetensors.torch.save(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        files.replace(path, safetensors.torch.save(tensors, metadata))
     except OSError as error:
-        raise OSError(f"cannot write checkpoint {path}: {error.strerror or error}; a previous one is kept") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        reason = error.strerror or error
+        raise OSError(f"cannot write checkpoint {os.fspath(path)}: {reason}; a previous one is kept") from error
 
 
 def load(path: str | os.PathLike[str]) -> Checkpoint:
@@ -103,31 +107,122 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         >>> load("model.safetensors").step  # doctest: +SKIP
         2000
     """
-    path = Path(path)
-    rule = "checkpoint must be a file that 'python -m fusedlstm train' wrote"
+    name = os.fspath(path)
     try:
-        path.open("rb").close()  # for the reason, which safetensors does not give
-    except OSError as error:
-        raise OSError(f"{rule}, cannot read {path}: {error.strerror}; check the path") from error
+        with _open(name) as opened:
+            return _load(opened, name)
+    except OSError as error:  # here, since safetensors gives no reason
+        reason = error.strerror or error
+        raise OSError(f"{_RULE}, cannot read {name or 'an empty name'}: {reason}; check the path") from error
+
+
+def _open(name: str) -> BinaryIO:
+    if not name:
+        raise OSError("it names no file")
+    if "\0" in name:
+        raise OSError("its name holds a zero byte")
+    if found := files.kind(Path(name).stat().st_mode):
+        raise OSError(f"it is {found}")
+    return Path(name).open("rb")
+
+
+def _load(opened: BinaryIO, name: str) -> Checkpoint:
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        size = os.fstat(opened.fileno()).st_size
+        if size > memory.host():
+            raise _DamageError(f"{size:,} bytes, more than this machine has memory")
+        # safetensors opens names in UTF-8 alone.
+        utf8 = name.encode(errors="replace").decode() == name
+        with safetensors.safe_open(name if utf8 else f"/proc/self/fd/{opened.fileno()}", framework="pt") as file:
+            return _read(file, name)
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{rule}, got a damaged or foreign file: {path} ({error}); give another file") from error
+        raise CheckpointError(f"{_RULE}, got a damaged or foreign file: {name} ({error}); give another file") from error
+    except _DamageError as error:
+        raise CheckpointError(f"{_RULE}, got {name} with {error}; give another file") from error
+
+
+def _read(file: Any, name: str) -> Checkpoint:
+    """The checkpoint in an open safetensors file; whatever can be checked before tensors are read is."""
+    metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{rule}, got a safetensors file of something else: {path}; give another file")
+        raise CheckpointError(f"{_RULE}, got a safetensors file of something else: {name}; give another file")
     if metadata.get("version") != str(VERSION):
         raise CheckpointError(
-            f"checkpoint must be of format version {VERSION}, got {metadata.get('version')}: {path}; "
+            f"checkpoint must be of format version {VERSION}, got {_short(metadata.get('version'))}: {name}; "
             "use the fusedlstm that wrote it"
         )
+    contents = {key: _parse(key, metadata.get(key)) for key in _CONTENTS}
+    config, vocabulary = _settings(contents["config"]), _vocabulary(contents["words"])
+    step, position, digest = (contents[key] for key in ("step", "position", "digest"))
+    if (vocabulary.words is None) != (config.vocabulary == "bytes"):
+        raise _DamageError(f"words of another vocabulary than {config.vocabulary}")
+    for key, value in (("step", step), ("position", position)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise _DamageError(f"a {key} that is no whole number from 0 on: {_short(value)}")
+    if not isinstance(digest, str):
+        raise _DamageError(f"a digest that is no text: {_short(digest)}")
+    tensors = _tensors(file, config, vocabulary.size, step, position)
+    return Checkpoint(config, vocabulary, step, position, digest, tensors)
+
+
+def _parse(key: str, text: str | None) -> Any:
+    if text is None:
+        raise _DamageError(f"no {key}")
     try:
-        config, words, step, position, digest = (
-            json.loads(metadata[name]) for name in ("config", "words", "step", "position", "digest")
-        )
-        settings = TrainConfig(**{**config, "data": tuple(config["data"])})
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{rule}, got damaged metadata in {path} ({error}); give another file") from error
-    vocabulary = ByteVocabulary() if words is None else WordVocabulary(words)
-    return Checkpoint(settings, vocabulary, step, position, digest, tensors)
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _DamageError(f"a damaged {key} ({error})") from error
+
+
+def _settings(config: Any) -> TrainConfig:
+    if not isinstance(config, dict):
+        raise _DamageError(f"a config that is no table of settings: {_short(config)}")
+    if surplus := config.keys() - {field.name for field in fields(TrainConfig)}:
+        raise _DamageError(f"a setting that this fusedlstm has not: {_short(min(surplus))}")
+    data = config.get("data")
+    try:
+        return TrainConfig(**{**config, "data": tuple(data) if isinstance(data, list) else data})
+    except InputError as error:
+        raise _DamageError(f"a setting that is wrong: {_short(str(error))}") from error
+
+
+def _vocabulary(words: Any) -> Vocabulary:
+    if words is None:
+        return ByteVocabulary()
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise _DamageError(f"words that are no list of texts: {_short(words)}")
+    if len({*words}) < len(words) or not {UNKNOWN, END_OF_LINE} <= {*words}:
+        raise _DamageError("words that repeat, or lack <unk> or the end of line")
+    return WordVocabulary(words)
+
+
+def _tensors(file: Any, config: TrainConfig, vocab_size: int, step: int, position: int) -> dict[str, Tensor]:
+    names = {*file.keys()}
+    try:
+        # Each layer has tensors, so that more layers than tensors need no look at each.
+        wanted = expected(config, vocab_size, step, position) if config.num_layers <= len(names) else {}
+    except RuntimeError as error:
+        raise _DamageError(f"sizes that no tensor can have ({_short(str(error))})") from error
+    if not wanted:
+        raise _DamageError(f"{len(names)} tensors for {config.num_layers} layers")
+    for name in sorted(wanted.keys() ^ names):
+        raise _DamageError(f"no tensor {name}" if name in wanted else f"a tensor of something else, {_short(name)}")
+    for name, tensor in wanted.items():
+        part = file.get_slice(name)
+        found = Layout(part.get_dtype(), tuple(part.get_shape()))
+        if found != tensor:
+            raise _DamageError(f"{name} {found}, which must be {tensor}")
+    tensors = {name: file.get_tensor(name) for name in wanted}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise _DamageError(f"NaN or infinity in {name}")
+        if name.endswith(".exp_avg_sq") and (tensor < 0).any():
+            raise _DamageError(f"negative squares in {name}")
+        if name.startswith("optimizer.") and name.endswith(".step") and tensor != min(step, _LARGEST_STEP):
+            raise _DamageError(f"{name} {tensor.item():g} at step {step}")
+    return tensors
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else reprlib.repr(value)  # which stops inside nested lists
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

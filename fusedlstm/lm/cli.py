@@ -1,4 +1,4 @@
-"""The command line: python -m fusedlstm train | generate | info.
+"""The commands: python -m fusedlstm train | generate | info.
 
 The rest of fusedlstm.lm is imported inside functions, since ``info`` and ``--help`` work without the lm extra.
 """
@@ -7,166 +7,33 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
+import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+import torch
+
+import fusedlstm.lm.messages as messages  # "from fusedlstm.lm import" would need the lm extra
+from fusedlstm.lm.errors import InputError
+from fusedlstm.lm.parser import COMMAND, CONFIG_OPTIONS, USAGE_ERROR, flag, parser
 
 if TYPE_CHECKING:
     from fusedlstm.lm.console import Interrupt
     from fusedlstm.lm.train import Trainer
 
 _LOST_PROCESS = 1
-_READER_GONE = 1
-_USAGE_ERROR = 2
+_OUTPUT_LOST = 1
 _INTERRUPTED = 130
-_COMMAND = "python -m fusedlstm"
-_EXAMPLES = f"""\
-examples:
-  {_COMMAND} train --steps 500                      learn the Python standard library's source, a few minutes
-  {_COMMAND} generate model.safetensors --prompt "def "
-  {_COMMAND} info
-"""
-_TRAIN_EXAMPLES = f"""\
-examples:
-  {_COMMAND} train --data input.txt --out shakespeare.safetensors
-  {_COMMAND} train --out shakespeare.safetensors --resume       go on after Ctrl-C, to the same result
-  {_COMMAND} train --data input.txt --vocabulary words --max-words 10000 --out words.safetensors
-  torchrun --nproc-per-node 2 -m fusedlstm train    in two processes, which share the batch
-"""
-_GENERATE_EXAMPLES = f"""\
-example:
-  {_COMMAND} generate shakespeare.safetensors --prompt "ROMEO:" --length 1000 --temperature 0.8
-"""
+# What torch says of memory in a RuntimeError without a class of its own.
+_NO_MEMORY = "DefaultCPUAllocator", "bad_alloc", "Storage size calculation overflowed"
 
-# Options of `train` that are fields of TrainConfig: metavar, type, help. The parser sets only those that were typed;
-# defaults are those of TrainConfig, or of the checkpoint with --resume.
-_CONFIG_OPTIONS: dict[str, tuple[str, type, str]] = {
-    "vocabulary": ("KIND", str, "bytes, or words (between whitespace)"),
-    "max_words": ("COUNT", int, "with words: keep this many of the most frequent; the others become <unk>"),
-    "held_out": ("FRACTION", float, "end of the text kept for evaluation"),
-    "cell": ("CELL", str, "lstm (fusedlstm.LSTM), torch (nn.LSTM) or rnn (nn.RNN)"),
-    "embed_size": ("SIZE", int, "width of the embedding"),
-    "hidden_size": ("SIZE", int, "width of each recurrent layer"),
-    "num_layers": ("COUNT", int, "recurrent layers"),
-    "dropout": ("P", float, "probability of zeroing an activation while training"),
-    "window": ("STEPS", int, "steps that gradients flow back through"),
-    "batch_size": ("COUNT", int, "streams of text trained side by side"),
-    "steps": ("COUNT", int, "updates to make"),
-    "learning_rate": ("RATE", float, "Adam's, at its highest; it decays to a tenth"),
-    "clip": ("NORM", float, "largest norm of the gradient"),
-    "seed": ("NUMBER", int, "of initial weights and dropout"),
-}
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports an error in one line, without the usage in front of it."""
-
-    def error(self, message: str) -> NoReturn:
-        _fail(f"{message}; see {self.prog} --help")
-        sys.exit(_USAGE_ERROR)
-
-
-def _fail(message: str) -> int:
-    where = "" if _process() == "0" else f" in process {_process()}"
-    # One write, where print makes several: under torchrun the processes share a stream, and their texts would mix.
-    sys.stderr.write(f"fusedlstm: error{where}: {' '.join(message.split())}\n")
-    return _USAGE_ERROR
-
-
-def _process() -> str:
-    """Number of this process among those that torchrun started."""
-    return os.environ.get("RANK", "0")
-
-
-def _flag(field: str) -> str:
-    return "--" + field.replace("_", "-")
-
-
-def _default(field: str) -> str:
-    """The default of a TrainConfig field, as the help shows it; nothing if the lm extra is not installed."""
-    try:
-        from fusedlstm.lm import TrainConfig
-    except ModuleNotFoundError:
-        return ""
-    value = getattr(TrainConfig, field)
-    return "" if value is None else f" (default {value})"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=_COMMAND,
-        description="Train a language model on any text with fusedlstm.LSTM, and let it write.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _describe_train(
-        commands.add_parser(
-            "train",
-            help="train a language model and save it",
-            description="Train a language model; Ctrl-C saves, --resume goes on to exactly the same result.",
-            epilog=_TRAIN_EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            argument_default=argparse.SUPPRESS,
-            allow_abbrev=False,
-        )
-    )
-    _describe_generate(
-        commands.add_parser(
-            "generate",
-            help="write text with a trained model",
-            description="Continue a prompt with a trained model; the same seed writes the same text.",
-            epilog=_GENERATE_EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-    )
-    info = commands.add_parser("info", help="show versions, the build and what it can use", allow_abbrev=False)
-    info.set_defaults(run=_info)
-    return parser
-
-
-def _describe_train(train: argparse.ArgumentParser) -> None:
-    train.set_defaults(run=_train)
-    train.add_argument(
-        "--data", metavar="FILE", nargs="+", help="text to learn (default: the Python standard library's source)"
-    )
-    train.add_argument(
-        "--out", metavar="FILE", default="model.safetensors", help="checkpoint to write (default %(default)s)"
-    )
-    existing = train.add_mutually_exclusive_group()
-    existing.add_argument("--resume", action="store_true", default=False, help="go on with the run saved in --out")
-    existing.add_argument("--force", action="store_true", default=False, help="replace --out if it exists")
-    for field, (metavar, kind, text) in _CONFIG_OPTIONS.items():
-        train.add_argument(_flag(field), metavar=metavar, type=kind, help=text + _default(field))
-    train.add_argument(
-        "--device", metavar="DEVICE", default=None, help="cpu or cuda (default: a GPU that fusedlstm has kernels for)"
-    )
-    train.add_argument("--minutes", metavar="MINUTES", type=float, default=None, help="stop and save after this long")
-    train.add_argument(
-        "--eval-every",
-        metavar="STEPS",
-        type=int,
-        default=500,
-        help="evaluate and save this often (default %(default)s)",
-    )
-
-
-def _describe_generate(generate: argparse.ArgumentParser) -> None:
-    generate.set_defaults(run=_generate)
-    generate.add_argument("checkpoint", metavar="CHECKPOINT", help="file that train wrote")
-    generate.add_argument("--prompt", metavar="TEXT", default="", help="text to continue, from the start of a line")
-    generate.add_argument(
-        "--length", metavar="TOKENS", type=int, default=500, help="tokens to add (default: %(default)s)"
-    )
-    generate.add_argument(
-        "--temperature", metavar="T", type=float, default=1.0, help="below 1 more cautious (default %(default)s)"
-    )
-    generate.add_argument("--top-k", metavar="K", type=int, help="draw among the K most likely tokens (default: all)")
-    generate.add_argument("--seed", metavar="NUMBER", type=int, default=0, help="of the draws (default %(default)s)")
+# What a message of the library may begin with and is an option here.
+_OPTIONS = "data", "out", "resume", "device", "minutes", "eval_every", "prompt", "length", "temperature", "top_k"
+_NAMED = {*_OPTIONS, *CONFIG_OPTIONS}
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -174,29 +41,38 @@ def _train(args: argparse.Namespace) -> int:
     from fusedlstm.lm.console import Interrupt
 
     begin = time.time()
+
+    def last_checkpoint() -> str:
+        out = Path(args.out)
+        # With --force the file is another run's until this run has saved.
+        if not out.exists() or not (args.resume or out.stat().st_mtime >= begin):
+            return "last checkpoint: none yet"
+        return f"last checkpoint: {out}, step {checkpoint.load(out).step}; {_how_to_resume(out)}"
+
     # Outside the process group: when a process is lost, torchrun sends SIGTERM to the others, which must still report.
-    with Interrupt(shown=_process() == "0") as interrupt:
+    with Interrupt(shown=messages.process() == "0") as interrupt:
         try:
-            with parallel.process_group():
-                return _train_in_group(args, interrupt)
+            with parallel.process_group(), ExitStack() as claim:
+                return _train_in_group(args, interrupt, claim)
         except parallel.LostProcessError as error:
-            out = Path(args.out)
-            # With --force the file is another run's until this run has saved.
-            own = out.exists() and (args.resume or out.stat().st_mtime >= begin)
-            last = f"{out}, step {checkpoint.load(out).step}; {_how_to_resume(out)}" if own else "none yet"
-            _fail(f"{error}; last checkpoint: {last}")
+            messages.fail(f"{error}; {last_checkpoint()}")
             return _LOST_PROCESS
+        except KeyboardInterrupt:
+            messages.say(f"interrupted at once; {last_checkpoint()}", sys.stderr)
+            return _INTERRUPTED
 
 
-def _train_in_group(args: argparse.Namespace, interrupt: Interrupt) -> int:
+def _train_in_group(args: argparse.Namespace, interrupt: Interrupt, claim: ExitStack) -> int:
     from fusedlstm.lm import parallel
 
+    _check_limits(args)
+    _claim_out(args, claim)
     trainer = _trainer(args)
     out, config, first = Path(args.out), trainer.config, parallel.rank() == 0
 
-    def say(text: str, file: TextIO = sys.stdout) -> None:
+    def say(text: str, file: TextIO | None = None) -> None:
         if first:
-            print(text, file=file)
+            messages.say(text, file)
 
     if trainer.step >= config.steps:
         say(f"{out} is complete at step {trainer.step}; give --steps above that to train it further")
@@ -213,35 +89,89 @@ def _train_in_group(args: argparse.Namespace, interrupt: Interrupt) -> int:
         return _INTERRUPTED
     result = _train_and_save(trainer, args, interrupt)
     if result is None:
-        say(f"interrupted; saved step {trainer.step} of {config.steps} to {out}, {_how_to_resume(out)}", sys.stderr)
-        return _INTERRUPTED
+        interrupted = parallel.any_process(interrupt.requested)
+        reason = "interrupted" if interrupted else "the output cannot be written"
+        with suppress(OSError):  # standard error may be that output
+            say(f"{reason}; saved step {trainer.step} of {config.steps} to {out}, {_how_to_resume(out)}", sys.stderr)
+        return _INTERRUPTED if interrupted else _OUTPUT_LOST
     say(result)
     if trainer.step < config.steps:
         say(f"time is up; saved {out}, {_how_to_resume(out)}")
     else:
-        say(f"saved {out}; try it with: {_COMMAND} generate {out}")
+        say(f"saved {out}; try it with: {COMMAND} generate {out}")
     return 0
+
+
+def _check_limits(args: argparse.Namespace) -> None:
+    if args.eval_every < 1:
+        raise InputError(f"eval_every must be at least 1, got {args.eval_every}")
+    if args.minutes is not None and not 0 < args.minutes < math.inf:
+        raise InputError(f"minutes must be a finite number above 0, got {args.minutes}")
+
+
+def _claim_out(args: argparse.Namespace, claim: ExitStack) -> None:
+    """Locks and checks --out in process 0, for all."""
+    from fusedlstm.lm import parallel
+
+    refusal: InputError | None = None
+    if parallel.rank() == 0:
+        try:
+            _lock_out(args.out, claim)
+            _check_out(args)
+        except InputError as error:
+            refusal = error
+    if parallel.any_process(refusal is not None):
+        raise refusal or SystemExit(USAGE_ERROR)  # process 0 says why
+
+
+def _lock_out(out: str, claim: ExitStack) -> None:
+    from fusedlstm.lm import files
+
+    try:
+        claim.enter_context(files.lock(out))
+    except BlockingIOError as error:
+        raise InputError(
+            f"out must be free, got {out}, which another run writes: {error}; wait for it, or choose another file"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"out must be a file in a folder that exists and can be written, got {out or 'an empty name'}: {error}; "
+            "choose another"
+        ) from error
+
+
+def _check_out(args: argparse.Namespace) -> None:
+    out = Path(args.out)
+    if args.resume and not out.exists():
+        raise InputError(f"resume must find a checkpoint in --out, got no file {out}; leave --resume out to start anew")
+    if out.exists() and not (args.resume or args.force):
+        raise InputError(f"out must not exist yet, got {out}; give --resume to go on with it or --force to replace it")
+    if out.exists() and any(_is_same(out, name) for name in getattr(args, "data", ())):
+        raise InputError(f"out must be another file than --data, got {out} for both; choose another")
+
+
+def _is_same(out: Path, name: str) -> bool:
+    try:
+        return out.samefile(name)
+    except (OSError, ValueError):  # what cannot be read is reported where it is read
+        return False
 
 
 def _trainer(args: argparse.Namespace) -> Trainer:
     from fusedlstm.info import gpu_is_usable
     from fusedlstm.lm import TrainConfig, Trainer, parallel
 
-    given: dict[str, Any] = {field: getattr(args, field) for field in _CONFIG_OPTIONS if hasattr(args, field)}
+    given: dict[str, Any] = {field: getattr(args, field) for field in CONFIG_OPTIONS if hasattr(args, field)}
     if hasattr(args, "data"):
         given["data"] = tuple(args.data)
-    if args.eval_every < 1:
-        raise ValueError(f"eval_every must be at least 1, got {args.eval_every}")
-    if args.minutes is not None and not args.minutes > 0:
-        raise ValueError(f"minutes must be above 0, got {args.minutes}")
-    out = Path(args.out)
-    _check_out(out, args.resume, args.force)
-    device = args.device or ("cuda" if gpu_is_usable() and parallel.size() == 1 else "cpu")
-    return Trainer.resume(out, device, **given) if args.resume else Trainer(TrainConfig(**given), device)
+    device = "cuda" if gpu_is_usable() and parallel.size() == 1 else "cpu"
+    if args.device is not None:
+        device = args.device
+    return Trainer.resume(args.out, device, **given) if args.resume else Trainer(TrainConfig(**given), device)
 
 
 def _train_and_save(trainer: Trainer, args: argparse.Namespace, interrupt: Interrupt) -> str | None:
-    """Trains to the end or the time limit; returns the last evaluation, None after an interruption."""
+    """Trains to the end or the time limit; returns the last evaluation, None if it was stopped before."""
     from fusedlstm.lm import parallel
     from fusedlstm.lm.console import Progress
 
@@ -255,9 +185,9 @@ def _train_and_save(trainer: Trainer, args: argparse.Namespace, interrupt: Inter
     with Progress(config.steps, trainer.step, tokens, parallel.rank() == 0) as progress:
         while True:
             until = (trainer.step // args.eval_every + 1) * args.eval_every
-            trainer.run(until, progress.update, stop=lambda: interrupt.requested or late())
+            trainer.run(until, progress.update, stop=lambda: interrupt.requested or progress.lost or late())
             trainer.save(args.out)
-            if parallel.any_process(interrupt.requested):
+            if parallel.any_process(interrupt.requested or progress.lost):
                 return None
             result = f"step {trainer.step}/{config.steps}  held-out {trainer.evaluate()}"
             if trainer.step == config.steps or parallel.any_process(late()):
@@ -266,32 +196,26 @@ def _train_and_save(trainer: Trainer, args: argparse.Namespace, interrupt: Inter
 
 
 def _how_to_resume(out: Path) -> str:
-    return f"go on with: {_COMMAND} train --out {out} --resume"
-
-
-def _check_out(out: Path, resume: bool, force: bool) -> None:
-    if out.is_dir() or not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK):
-        raise ValueError(f"out must be a file in a folder that exists and can be written, got {out}; create the folder")
-    if resume and not out.exists():
-        raise ValueError(f"resume must find a checkpoint in --out, got no file {out}; leave --resume out to start anew")
-    if out.exists() and not (resume or force):
-        raise ValueError(f"out must not exist yet, got {out}; give --resume to go on with it or --force to replace it")
+    return f"go on with: {COMMAND} train --out {out} --resume"
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from fusedlstm.lm import load_model, sample
+    from fusedlstm.lm import load_model, stream
 
     model, vocabulary = load_model(args.checkpoint)
-    text = sample(model, vocabulary, args.prompt, args.length, args.temperature, args.top_k, args.seed)
-    # A character that the terminal cannot show becomes a question mark, not an error.
-    sys.stdout.buffer.write(text.encode(sys.stdout.encoding, errors="replace") + b"\n")
+    pieces = stream(model, vocabulary, args.prompt, args.length, args.temperature, args.top_k, args.seed)
+    try:
+        for piece in pieces:
+            messages.write(piece)
+    finally:
+        messages.write("\n")
     return 0
 
 
 def _info(args: argparse.Namespace) -> int:
     from fusedlstm.info import report
 
-    print(report())
+    messages.say(report())
     return 0
 
 
@@ -302,23 +226,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None takes the process's own.
 
     Returns:
-        Exit status: 0; 1 if another process of the run was lost or the reader of the output exited; 2 after an
-        error; 130 after Ctrl-C.
+        Exit status: 0; 1 if another process of the run was lost or the output cannot be written; 2 after an error; 130
+        after Ctrl-C.
     """
-    args = _parser().parse_args(arguments)
     try:
-        status: int = args.run(args)
-        sys.stdout.flush()
+        return _run(arguments)
     except KeyboardInterrupt:
-        print("interrupted; nothing was saved since the last line above", file=sys.stderr)
+        with suppress(OSError):
+            messages.say("interrupted", sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:  # the reader of the output has exited, as head does
-        # Python flushes the buffered rest at exit, which would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _READER_GONE
-    except (ArithmeticError, ModuleNotFoundError, OSError, ValueError) as error:
+        return _OUTPUT_LOST
+    finally:
+        messages.drop_unwritable()
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Runs one command. What is wrong with its input becomes one line; any other error is one of this program."""
+    commands = {"train": _train, "generate": _generate, "info": _info}
+    try:
+        try:
+            args = parser().parse_args(arguments)
+        except SystemExit:
+            with messages.output():
+                sys.stdout.flush()  # the help
+            raise
+        return commands[args.command](args)
+    except BrokenPipeError:
+        raise
+    except (FloatingPointError, InputError, ModuleNotFoundError, OSError) as error:
         # A message of the library begins with the argument's name; this program names the option instead.
         name, _, rest = str(error).partition(" ")
-        known = (hasattr(args, name) and name != "checkpoint") or name in _CONFIG_OPTIONS
-        return _fail(f"{_flag(name)} {rest}" if known else str(error))
-    return status
+        messages.fail(f"{flag(name)} {rest}" if name in _NAMED else str(error))
+    except (MemoryError, RuntimeError) as error:
+        explained = _explain(error)
+        if explained is None:
+            raise
+        messages.fail(explained)
+    return USAGE_ERROR
+
+
+def _explain(error: MemoryError | RuntimeError) -> str | None:
+    """What the user can do about an error of torch or of our kernels, None if it is a fault of the program."""
+    text = str(error)
+    if setting := re.search("FUSEDLSTM_[A-Z_]+ must be .*", text):  # an environment variable
+        return setting[0]
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(phrase in text for phrase in _NO_MEMORY):
+        reason = text.partition("\n")[0] or "an allocation failed"
+        return f"memory must hold model and batch, got the error: {reason}; choose smaller sizes"
+    return None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
+import sys
 from dataclasses import dataclass
 
+from fusedlstm.lm.errors import InputError
 from fusedlstm.lm.model import CELLS, LanguageModel
 
 SEED_LIMIT = 2**63  # the seeds of torch's generators are int64
+_SIZE_LIMIT = 2**31  # torch counts in int64, and a weight has four times the square of a size
 
 
 @dataclass(frozen=True)
@@ -56,18 +59,24 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        texts = isinstance(self.data, tuple) and all(isinstance(name, str) for name in self.data)
+        _require(texts, "data", "a tuple of file names", self.data)
         for name in ("embed_size", "hidden_size", "num_layers", "window", "batch_size", "steps", "max_words"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, name, "at least 1", value)
+            holds = _is_whole(value) and 1 <= value < _SIZE_LIMIT
+            _require(holds or (value is None and name == "max_words"), name, "at least 1 and below 2**31", value)
         for name in ("learning_rate", "clip"):
-            _require(0 < getattr(self, name) < math.inf, name, "a finite number above 0", getattr(self, name))
-        _require(0 < self.held_out < 1, "held_out", "a fraction between 0 and 1", self.held_out)
-        _require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1", self.dropout)
-        _require(0 <= self.seed < SEED_LIMIT, "seed", "at least 0 and below 2**63", self.seed)
+            value = getattr(self, name)
+            _require(_is_real(value) and 0 < value <= sys.float_info.max, name, "a finite number above 0", value)
+        value = self.held_out
+        _require(_is_real(value) and 0 < value < 1, "held_out", "a fraction between 0 and 1", value)
+        value = self.dropout
+        _require(_is_real(value) and 0 <= value < 1, "dropout", "at least 0 and below 1", value)
+        _require(_is_whole(self.seed) and 0 <= self.seed < SEED_LIMIT, "seed", "at least 0 and below 2**63", self.seed)
         _require(self.vocabulary in ("bytes", "words"), "vocabulary", "bytes or words", self.vocabulary)
-        _require(self.cell in CELLS, "cell", f"one of {', '.join(CELLS)}", self.cell)
+        _require(isinstance(self.cell, str) and self.cell in CELLS, "cell", f"one of {', '.join(CELLS)}", self.cell)
         if self.max_words is not None and self.vocabulary != "words":
-            raise ValueError("max_words must be left out with a vocabulary of bytes; leave it out, or choose words")
+            raise InputError("max_words must be left out with a vocabulary of bytes; leave it out, or choose words")
 
     def build_model(self, vocab_size: int) -> LanguageModel:
         """Return the untrained model of this configuration.
@@ -80,6 +89,15 @@ class TrainConfig:
         )
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, float) or _is_whole(value)
+
+
 def _require(holds: bool, name: str, rule: str, value: object) -> None:
     if not holds:
-        raise ValueError(f"{name} must be {rule}, got {value}")
+        shown = value if isinstance(value, str | int | float) else reprlib.repr(value)  # not all of a nested list
+        raise InputError(f"{name} must be {rule}, got {shown}")

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import os
 import re
+import stat
 import sysconfig
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
+from fusedlstm.lm import files, memory
+from fusedlstm.lm.errors import InputError
+
 UNKNOWN = "<unk>"
 END_OF_LINE = "\n"
 STANDARD_LIBRARY_BYTES = 4_000_000
+_READ_BYTES = 2**24
 
 
 class ByteVocabulary:
@@ -36,7 +44,14 @@ class ByteVocabulary:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of tokens; bytes that are not UTF-8 become the replacement character."""
-        return bytes(tokens).decode("utf-8", errors="replace")
+        return "".join(self.pieces(tokens))
+
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        """Yield that text bit by bit, a character once its last byte has come."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for token in tokens:
+            yield decoder.decode(bytes([token]))
+        yield decoder.decode(b"", final=True)
 
     def unknown(self, text: bytes) -> list[str]:
         """Return the words of a text that have no token: never any."""
@@ -83,7 +98,15 @@ class WordVocabulary:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of tokens, words separated by one space."""
-        return re.sub(" ?\n ?", "\n", " ".join(self.words[token] for token in tokens))
+        return "".join(self.pieces(tokens))
+
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        """Yield that text word by word."""
+        before = END_OF_LINE
+        for token in tokens:
+            word = self.words[token]
+            yield word if END_OF_LINE in (before, word) else f" {word}"
+            before = word
 
     def unknown(self, text: bytes) -> list[str]:
         """Return the words of a text that have no token."""
@@ -144,7 +167,7 @@ def load_corpus(
         >>> corpus.vocabulary.size
         256
     """
-    text = b"".join(_read(Path(name)) for name in data) if data else _standard_library()
+    text = _read(data) if data else _standard_library()
     cut = int(len(text) * (1 - held_out))
     space = re.compile(rb"\s").search(text, cut)
     cut = space.end() if space else cut
@@ -152,21 +175,46 @@ def load_corpus(
     tokens = WordVocabulary.build(kept, max_words) if vocabulary == "words" else ByteVocabulary()
     corpus = Corpus(tokens, tokens.encode(kept), tokens.encode(rest), len(rest), hashlib.sha256(text).hexdigest())
     if len(corpus.held_out) < 2:
-        raise ValueError(
+        raise InputError(
             f"data must leave at least 2 tokens to the held-out part, got {len(corpus.held_out)} "
             f"({held_out:g} of {len(text):,} bytes); give more text or hold out a larger part"
         )
     return corpus
 
 
-def _read(path: Path) -> bytes:
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise OSError(f"data must be readable files, cannot read {path}: {error.strerror}; check the path") from error
-    if not text:
-        raise ValueError(f"data must hold text, got an empty file: {path}; leave it out")
-    return text
+def _read(names: Sequence[str]) -> bytes:
+    limit = memory.host() // 4  # bytes of the text, of which there are copies and tokens; it ends a pipe without an end
+    text = bytearray()
+    for name in names:
+        before = len(text)
+        try:
+            with _open(name) as file:
+                size = before + os.fstat(file.fileno()).st_size
+                while size <= limit and (block := file.read(_READ_BYTES)):
+                    text += block
+                    size = max(size, len(text))
+        except OSError as error:
+            reason = error.strerror or error
+            shown = name or "an empty name"
+            raise OSError(f"data must be readable files, cannot read {shown}: {reason}; check the path") from error
+        if size > limit:
+            raise InputError(f"data must be at most {limit:,} bytes on this machine, got more: {name}; give less text")
+        if len(text) == before:
+            raise InputError(f"data must hold text, got an empty file: {name}; leave it out")
+    return bytes(text)
+
+
+def _open(name: str) -> BinaryIO:
+    """Opens a file or a pipe; a device may have no end."""
+    if not name:
+        raise OSError("it names no file")
+    if "\0" in name:
+        raise OSError("its name holds a zero byte")
+    mode = Path(name).stat().st_mode
+    found = files.kind(mode)
+    if found and not stat.S_ISFIFO(mode):
+        raise OSError(f"it is {found}")
+    return Path(name).open("rb")
 
 
 def _standard_library() -> bytes:
@@ -180,7 +228,7 @@ def _standard_library() -> bytes:
         except OSError:
             continue
     if not text:
-        raise ValueError("data must name text files here: this Python comes without the source of its standard library")
+        raise InputError("data must name text files here: this Python comes without the source of its standard library")
     return bytes(text[:STANDARD_LIBRARY_BYTES])
 
 

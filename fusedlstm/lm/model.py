@@ -6,9 +6,13 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from fusedlstm.lm.errors import InputError
 from fusedlstm.modules import LSTM
 
 CELLS: dict[str, Callable[..., nn.Module]] = {"lstm": LSTM, "torch": nn.LSTM, "rnn": nn.RNN}
+
+STATE_TENSORS = {"lstm": 2, "torch": 2, "rnn": 1}
+"""Tensors of a cell's carried state."""
 
 State = Tensor | tuple[Tensor, Tensor]
 """Carried state: (h, c) for the LSTMs, h for the RNN, each [L, N, H]."""
@@ -50,7 +54,7 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         if cell not in CELLS:
-            raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
+            raise InputError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
         # nn.LSTM warns about dropout with a single layer, where there is nothing between layers to drop.
         between = dropout if num_layers > 1 else 0.0
         self.embedding = nn.Embedding(vocab_size, embed_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusedlstm.lm import checkpoint, parallel
-from fusedlstm.lm.checkpoint import Checkpoint, CheckpointError
+from fusedlstm.info import gpu_is_usable
+from fusedlstm.lm import checkpoint, memory, parallel
+from fusedlstm.lm.checkpoint import Checkpoint
 from fusedlstm.lm.config import TrainConfig
 from fusedlstm.lm.data import Batches, load_corpus
+from fusedlstm.lm.errors import CheckpointError, InputError
 from fusedlstm.lm.evaluation import Evaluation, evaluate
 from fusedlstm.lm.model import State, detach
 
@@ -49,13 +52,16 @@ def _seed_of_step(seed: int, step: int, process: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {step} {process}".encode()).digest()[:8], "big")
 
 
-def _usable(device: torch.device | str) -> torch.device:
+def _usable(device: torch.device | str, cell: str) -> torch.device:
     try:
-        found = torch.device(device)
-    except RuntimeError:  # torch knows no such device
-        found = None
-    if found is None or found.type == "meta" or (found.type == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"device must be the CPU or one that torch sees, got {device}; try cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that torch once had
+            found = torch.device(device)
+            torch.zeros(1, device=found).cpu()
+    except (AssertionError, ImportError, RuntimeError) as error:  # torch has no one class for it
+        raise InputError(f"device must be the CPU or one that torch sees, got {device}; try cpu") from error
+    if cell == "lstm" and found.type != "cpu" and not (found.type == "cuda" and gpu_is_usable()):
+        raise InputError(f"device must be one that fusedlstm has kernels for, got {device}; try cpu, or cell torch")
     return found
 
 
@@ -79,7 +85,8 @@ class Trainer:
     Raises:
         OSError: a file of ``config.data`` cannot be read.
         ValueError: the text is too short for one window, the batch cannot be divided evenly among the processes, the
-            device of several processes is not the CPU, or torch does not see the device.
+            device of several processes is not the CPU, torch does not see the device, fusedlstm has no kernels for it,
+            or it has too little memory.
 
     Example:
         >>> trainer = Trainer(TrainConfig(hidden_size=16, window=8, batch_size=2, steps=3))
@@ -88,11 +95,11 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, device: torch.device | str = "cpu") -> None:
-        self._device = _usable(device)
+        self._device = _usable(device, config.cell)
         if parallel.size() > 1 and self._device.type != "cpu":
-            raise ValueError(f"device must be cpu with {parallel.size()} processes, got {device}; use one process")
+            raise InputError(f"device must be cpu with {parallel.size()} processes, got {device}; use one process")
         if config.batch_size % parallel.size():
-            raise ValueError(
+            raise InputError(
                 f"batch_size must be a multiple of the {parallel.size()} processes, got {config.batch_size}; change"
                 " one of them"
             )
@@ -100,10 +107,11 @@ class Trainer:
         self.corpus = load_corpus(config.data, config.vocabulary, config.max_words, config.held_out)
         needed = config.window * config.batch_size + 1
         if len(self.corpus.train) < needed:
-            raise ValueError(
+            raise InputError(
                 f"data must hold at least {needed:,} training tokens (window {config.window} x batch size "
                 f"{config.batch_size} + 1), got {len(self.corpus.train):,}; give more text, a smaller window or batch"
             )
+        memory.require(config, self.corpus.vocabulary.size, config.batch_size // parallel.size(), self._device)
         self._batches = Batches(self.corpus.train.to(self._device), config.window, config.batch_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -188,6 +196,7 @@ class Trainer:
 
         Raises:
             OSError: the file cannot be written; a previous one is untouched.
+            FloatingPointError: a weight is not finite; the previous file is untouched.
         """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, moments in self._optimizer.state_dict()["state"].items():
@@ -196,6 +205,11 @@ class Trainer:
             states = (self._hidden,) if isinstance(self._hidden, Tensor) else self._hidden
             tensors |= {f"hidden.{index}": parallel.gather_parts(tensor) for index, tensor in enumerate(states)}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise FloatingPointError(
+                f"learning_rate must keep the weights finite, got others at step {self.step} "
+                f"with {self.config.learning_rate:g}; choose a smaller one"
+            )
         corpus = self.corpus
         if parallel.rank() == 0:
             checkpoint.save(
@@ -226,17 +240,20 @@ class Trainer:
         stored = checkpoint.load(path)
         for name, value in changes.items():
             if name not in _MAY_CHANGE_ON_RESUME and value != getattr(stored.config, name):
-                raise ValueError(
+                raise InputError(
                     f"{name} must be {getattr(stored.config, name)} as in the checkpoint {path}, got {value}; "
                     "leave it out, or start a new run in another file"
                 )
         trainer = cls(replace(stored.config, **changes), device)
         if trainer.corpus.digest != stored.digest:
-            raise ValueError(f"data must be the text that {path} was trained on, got another; give the same files")
-        try:
-            trainer._restore(stored)
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"checkpoint must be whole, got a damaged one: {path} ({error})") from error
+            raise InputError(f"data must be the text that {path} was trained on, got another; give the same files")
+        due = stored.step % len(trainer._batches)
+        if stored.position != due:
+            raise CheckpointError(
+                f"checkpoint must be at window {due} of the text at step {stored.step}, got {path} with position "
+                f"{stored.position}; give another file"
+            )
+        trainer._restore(stored)
         return trainer
 
     def _restore(self, stored: Checkpoint) -> None:
