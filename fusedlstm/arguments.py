@@ -121,6 +121,8 @@ def check_lengths(lengths: Any, input: Tensor, N: int, T: int) -> Tensor:
         low, high = (int(value) for value in lengths.aminmax())
         if low < 0 or high > T:
             raise ValueError(f"lstm: lengths must be in 0..{T}, the steps of input, got {low if low < 0 else high}")
+    if lengths.is_meta and not input.is_meta:
+        raise ValueError(f"lstm: lengths must have values for an input on {input.device}, got a tensor on meta")
     converted: Tensor = lengths.to(device=input.device, dtype=torch.int64, non_blocking=True)
     return converted
 

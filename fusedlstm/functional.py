@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedlstm import ops
-from fusedlstm.packing import Packing, batch_size
+from fusedlstm.packing import Packing, batch_size, check_batch_sizes
 
 State = tuple[Tensor, Tensor]
 _LayerInputs = tuple[Tensor, Tensor, Sequence[Tensor]]  # h0, c0 and weights, as ops.lstm_layer takes them
@@ -133,10 +133,10 @@ def _layers(hx: State, weights: Sequence[Tensor], num_layers: int, directions: i
             f" got {len(weights)}"
         )
     for index, state in enumerate(hx):
-        if state.shape[0] != num_layers * directions:
+        if state.dim() != 3 or state.shape[0] != num_layers * directions:
             raise ValueError(
-                f"lstm: hx[{index}] must hold a state for each of {num_layers} layers x {directions} directions,"
-                f" got {state.shape[0]}"
+                f"lstm: hx[{index}] must be [{num_layers * directions}, batch, units], a state for each of {num_layers}"
+                f" layers x {directions} directions, got {list(state.shape)}"
             )
     if num_layers == 1:
         return [(*hx, weights)]
@@ -149,6 +149,7 @@ def _packed(
 ) -> tuple[PackedSequence, State]:
     if not torch.compiler.is_compiling() and batch_size(input) != N:
         raise ValueError(f"lstm: hx must have a batch of {batch_size(input)} as the PackedSequence, got {N}")
+    check_batch_sizes(input)
     packing = Packing(input, N)
     options = ops.LayerOptions(packing.lengths, recompute=recompute, cpu_autocast=False)
     results = _run(packing.pad(input.data), layers, dropout, options, packing)

@@ -22,6 +22,19 @@ def batch_size(input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None) -
     return hx[0].shape[1]
 
 
+def check_batch_sizes(input: PackedSequence) -> None:
+    """Checks that ``batch_sizes`` describe the data; where their values are known, which is not so in a trace."""
+    sizes, steps = input.batch_sizes, input.data.shape[0]
+    if is_tracing() or torch.compiler.is_compiling() or type(sizes) is not Tensor:
+        return
+    counts = sizes.tolist()
+    if sizes.dim() != 1 or not counts or counts[-1] < 0 or sum(counts) != steps or counts != sorted(counts)[::-1]:
+        raise ValueError(
+            f"lstm: batch_sizes of a PackedSequence must not grow and must add up to the {steps} rows of its data, got"
+            f" {counts}; use pack_padded_sequence or pack_sequence"
+        )
+
+
 class Packing:
     """Positions of the S steps of a packed sequence among the T * N of a padded one, with the batch in sorted order.
 
