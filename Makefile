@@ -4,12 +4,14 @@
 # RESULTS: where `make gpu` writes its records.
 # DIST:    where `make wheel` puts sdist and wheel.
 # TORCHES: what `make wheel-check` runs the wheel with.
+# CASES:   how many random calls `make fuzz` makes.
 PYTHON  ?= python3
 VENV    ?= .venv
 TORCH   ?= torch==2.13.0
 RESULTS ?= benchmarks/results
 DIST    ?= dist
 TORCHES ?= 2.11.0 2.13.0 2.14.1
+CASES   ?= 5000
 
 PY     := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 BIN    := $(if $(VENV),$(VENV)/bin/)
@@ -26,7 +28,7 @@ ASAN    = FUSEDLSTM_ASAN=1 ASAN_OPTIONS=detect_leaks=0 \
           LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
 GPU     = $(PY) -m tests.gpu --results $(RESULTS) --commit "$$(git describe --always --abbrev=40 --dirty 2>/dev/null || echo unknown)"
 
-.PHONY: venv demo bench test models test-asan lint format cuda-check wheel wheel-check gpu gpu-build gpu-test gpu-probes gpu-sanitize gpu-bench clean
+.PHONY: venv demo bench test models fuzz test-asan lint format cuda-check wheel wheel-check gpu gpu-build gpu-test gpu-probes gpu-sanitize gpu-bench clean
 
 # What an interested reader needs: torch, the package and the demo's packages.
 venv: $(STAMP)-demo
@@ -65,6 +67,11 @@ MODELS_ALONE := fastai easyocr espnet joeynmt kokoro neuralhydrology pfrl rsl-rl
 # The packages of tests/models, which skip without them: `make models test` runs the whole suite.
 models: $(STAMP)-models
 	$(PIP) install --no-deps $(MODELS_ALONE)
+
+# Random calls on every device and instruction set there is; the suite runs some hundred others.
+# It may be interrupted at any time.
+fuzz: $(STAMP)-test
+	$(PY) -m tests.fuzz --first 100000 --cases $(CASES)
 
 # The CUDA layer on the emulator, with every access checked; a report ends the run, so it must not be captured.
 test-asan: $(STAMP)-test

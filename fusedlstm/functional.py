@@ -135,10 +135,10 @@ def _layers(hx: State, weights: Sequence[Tensor], num_layers: int, directions: i
             f" got {len(weights)}"
         )
     for index, state in enumerate(hx):
-        if state.shape[0] != num_layers * directions:
+        if state.dim() != 3 or state.shape[0] != num_layers * directions:
             raise ValueError(
-                f"lstm: hx[{index}] must hold a state for each of {num_layers} layers x {directions} directions,"
-                f" got {state.shape[0]}"
+                f"lstm: hx[{index}] must be [{num_layers * directions}, batch, units], a state for each of {num_layers}"
+                f" layers x {directions} directions, got {list(state.shape)}"
             )
     if num_layers == 1:
         return [(*hx, weights)]

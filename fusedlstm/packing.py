@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from fusedlstm.errors import ArgumentError
 from fusedlstm.tracers import is_tracing
 
 
@@ -13,6 +14,9 @@ def batch_size(input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None) -
         return input.sorted_indices.shape[0]
     if is_tracing():
         return input.batch_sizes[0]  # type: ignore[return-value]  # int() would make it a constant of the trace
+    if input.batch_sizes.dim() != 1 or input.batch_sizes.shape[0] == 0:
+        got = list(input.batch_sizes.shape)
+        raise ArgumentError(f"lstm: batch_sizes must be [steps], of at least one step, got {got}; use pack_sequence")
     N = int(input.batch_sizes[0])
     if hx is None or not torch.compiler.is_compiling():
         return N

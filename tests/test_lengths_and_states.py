@@ -196,6 +196,11 @@ BAD = {
     "long": (torch.tensor([1, 5, 2]), ValueError, r"lengths must be in 0\.\.4, the steps of input, got 5"),
     "negative": (torch.tensor([1, -1, 2]), ValueError, r"lengths must be in 0\.\.4, the steps of input, got -1"),
     "list": ([1, 2, 3], TypeError, "lengths must be a torch.Tensor, got list"),
+    "meta": (
+        torch.ones(3, dtype=torch.int64, device="meta"),
+        ValueError,
+        "lengths must be on the device of input, cpu, got meta",
+    ),
 }
 
 

@@ -264,10 +264,10 @@ def test_functional_form_equals_the_module(device):
         ValueError, match=r"weights must hold as many tensors for each of 2 layers x 2 directions, got 15"
     ):
         fusedlstm.lstm(x, hx, list(lstm.parameters())[1:], num_layers=2, bidirectional=True)
-    with pytest.raises(ValueError, match=r"hx\[1\] must hold a state for each of 2 layers x 2 directions, got 5"):
-        fusedlstm.lstm(
-            x, (hx[0], torch.cat([hx[1], hx[1][:1]])), list(lstm.parameters()), num_layers=2, bidirectional=True
-        )
+    for wrong in (torch.cat([hx[1], hx[1][:1]]), hx[1][0], torch.tensor(0.0, device=device)):
+        match = rf"hx\[1\] must be \[4, .* 2 layers x 2 directions, got {re.escape(str(list(wrong.shape)))}"
+        with pytest.raises(ValueError, match=match):
+            fusedlstm.lstm(x, (hx[0], wrong), list(lstm.parameters()), num_layers=2, bidirectional=True)
     with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
         fusedlstm.lstm(x, hx, list(lstm.parameters()), num_layers=0)
 
@@ -317,6 +317,22 @@ def test_bad_calls_name_the_argument(arguments, error, message):
     lstm = fusedlstm.LSTM(3, 4)
     with pytest.raises(error, match=f"lstm: {message}"):
         lstm(*arguments(torch.randn(5, 2, 3), (torch.randn(1, 2, 4), torch.randn(1, 2, 4))))
+
+
+@pytest.mark.parametrize("sizes", [[1, 2, 2], [2, 2], [2, 2, 2], [2, 0, 3], [2, 2, 2, -1], []], ids=str)
+def test_batch_sizes_must_describe_the_data(sizes):
+    data, lstm = torch.randn(5, 3), fusedlstm.LSTM(3, 4)
+    lstm(PackedSequence(data, torch.tensor([2, 2, 1])))
+    wrong = PackedSequence(data, torch.tensor(sizes, dtype=torch.int64), torch.tensor([1, 0]), torch.tensor([1, 0]))
+    with pytest.raises(
+        RuntimeError, match=r"lstm: (batch_sizes\[\d\] must be in|input must have \d entries, the sum of)"
+    ):
+        lstm(wrong)
+
+
+def test_batch_sizes_must_have_a_step():
+    with pytest.raises(ValueError, match=r"lstm: batch_sizes must be \[steps\], of at least one step, got \[0\]"):
+        fusedlstm.LSTM(3, 4)(PackedSequence(torch.randn(0, 3), torch.zeros(0, dtype=torch.int64)))
 
 
 def _cell_results(cell, inputs):

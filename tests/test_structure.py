@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "errors": set(),
     "flops": set(),
     "needs": set(),
-    "packing": {"tracers"},
+    "packing": {"errors", "tracers"},
     "reference": set(),
     "startup": set(),
     "tracers": set(),
