@@ -200,7 +200,7 @@ struct VectorMath {
 
   // 1 / (1 + exp(-x)): 0 where exp(-x) overflows, as in torch, 1 at the other end.
   static FUSEDLSTM_HOST_DEVICE V sigmoid(V x) {
-    // 2^(n-1) and 2 exp(r) are finite and normal where 2^n, or a sum with one less factor, would not be.
+    // 2^n exp(r) as 2^(n-1) times 2 exp(r), which overflows where exp does: 2^n is infinite a little earlier.
     const Parts<-1> e(clamped(-x, -L::kLargest, L::kOverflow));
     return T(1) / (e.power * (T(2) - T(2) * e.one_minus_exp) + T(1));
   }
