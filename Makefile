@@ -23,8 +23,9 @@ FORMAT := $(shell find csrc tests -type f -regex '.*\.\(h\|inl\|cpp\|cu\|cuh\)')
 # Libraries that come with torch, OpenMP's among them. A wheel with a copy would bring a second one into the process.
 FROM_TORCH := 'libc10*.so' 'libtorch*.so' libgomp.so.1 'libcudart.so.*'
 
-# AddressSanitizer must be in the process before Python is; Python's own allocations are never freed at its end.
-ASAN    = FUSEDLSTM_ASAN=1 ASAN_OPTIONS=detect_leaks=0 \
+# AddressSanitizer must be in the process before Python is; Python's own allocations are never freed at its end. The
+# package of build/asan is found before the one here, even by python -m (PYTHONSAFEPATH: Python 3.11 or later).
+ASAN    = FUSEDLSTM_ASAN=1 ASAN_OPTIONS=detect_leaks=0 PYTHONSAFEPATH=1 PYTHONPATH="$(CURDIR)/build/asan/lib:$(CURDIR)" \
           LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
 GPU     = $(PY) -m tests.gpu --results $(RESULTS) --commit "$$(git describe --always --abbrev=40 --dirty 2>/dev/null || echo unknown)"
 
@@ -73,10 +74,14 @@ models: $(STAMP)-models
 fuzz: $(STAMP)-test
 	$(PY) -m tests.fuzz --first 100000 --cases $(CASES)
 
-# The CUDA layer on the emulator, with every access checked; a report ends the run, so it must not be captured.
+# The CPU layer under AddressSanitizer and UndefinedBehaviorSanitizer, for each instruction set, and the CUDA layer on the
+# emulator under AddressSanitizer. A report ends the run, so it must not be captured.
 test-asan: $(STAMP)-test
-	$(ASAN) $(PY) -m pytest --capture=no -k "emulated or persistent" tests/test_ops.py tests/test_gradients.py \
-		tests/test_cuda.py tests/test_resets.py tests/test_recompute.py tests/test_persistent.py
+	FUSEDLSTM_ASAN=1 FUSEDLSTM_CUDA=0 $(PY) setup.py -q build --build-base build/asan --build-lib build/asan/lib
+	$(ASAN) $(PY) -m pytest --capture=no -k "emulated or persistent or cpu or test_instruction_sets" tests/test_ops.py \
+		tests/test_gradients.py tests/test_cuda.py tests/test_resets.py tests/test_recompute.py tests/test_persistent.py \
+		tests/test_lengths_and_states.py tests/test_instruction_sets.py
+	$(ASAN) $(PY) -m tests.fuzz --cases 1000
 
 lint: $(STAMP)-lint
 	$(PY) -m ruff check .

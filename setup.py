@@ -122,8 +122,12 @@ class Build(cpp_extension.BuildExtension):
 
 # Errors name csrc/... and torch/..., not the builder's folders; of two that fit, the last counts.
 folders = [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, Path(torch.__file__).parents[1])]
+# FUSEDLSTM_ASAN=1 (make test-asan) checks every access, and ends the process at undefined behaviour. Overflow is
+# defined with -fwrapv, one of the flags that Python was built with.
+asan = os.environ.get("FUSEDLSTM_ASAN") == "1"
+sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if asan else []
 host_flags = [
-    "-O3",
+    *(["-O1", "-g", "-fno-wrapv", *sanitize] if asan else ["-O3"]),
     "-std=c++20",
     "-fopenmp",
     "-fvisibility=hidden",
@@ -147,7 +151,7 @@ setup(
                 "cxx": host_flags,
                 "nvcc": ["-O3", "-std=c++20", *(f"-Xcompiler={flag}" for flag in folders)],
             },
-            extra_link_args=["-fopenmp"],
+            extra_link_args=["-fopenmp", *sanitize],
         )
     ],
     cmdclass={"build_ext": Build},

@@ -1,5 +1,6 @@
 """What is measured: named shapes with their origin, modes and precisions."""
 
+import random
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,10 +22,18 @@ MODES = {
 }
 
 
+FORMS = {
+    "padded": "a batch of equal lengths",
+    "packed": "a PackedSequence",
+    "cell": "an LSTMCell, called once a step",
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """One LSTM and its input: T steps, N rows, I features, H hidden units, L layers, D directions, P outputs of a
-    projection (0: none); V is the vocabulary of a language model, in which `lm_step` is measured too."""
+    projection (0: none); V is the vocabulary of a language model, in which `lm_step` is measured too. `form` is one of
+    FORMS; `lengths` has the steps of each row of a packed batch."""
 
     name: str
     T: int
@@ -36,6 +45,13 @@ class Case:
     P: int = 0
     V: int = 0
     origin: str = ""
+    form: str = "padded"
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def row_steps(self) -> int:
+        """Steps of all rows together."""
+        return sum(self.lengths) if self.form == "packed" else self.T * self.N
 
     @property
     def outputs(self) -> int:
@@ -45,7 +61,8 @@ class Case:
     def toy(self) -> "Case":
         """The same kind of case at a size for tests."""
         few = {"T": min(self.T, 3), "N": min(self.N, 2), "I": min(self.I, 5), "H": min(self.H, 8)}
-        return replace(self, **few, L=min(self.L, 2), P=min(self.P, 3), V=min(self.V, 11))
+        lengths = tuple(min(length, few["T"]) for length in self.lengths[: few["N"]])
+        return replace(self, **few, L=min(self.L, 2), P=min(self.P, 3), V=min(self.V, 11), lengths=lengths)
 
 
 _CASES = [
@@ -78,6 +95,23 @@ _CASES = [
 ]
 
 
+def _packed(name: str, lengths: list[int], origin: str) -> Case:
+    return Case(name, max(lengths), len(lengths), 32, 64, D=2, origin=origin, form="packed", lengths=tuple(lengths))
+
+
+def _cell(N: int, H: int) -> Case:
+    return Case(f"cell_{H}_b{N}", 30, N, H // 2, H, origin="a cell in a loop of the user's own", form="cell")
+
+
+# Not a padded batch.
+PACKED_AND_CELLS = [
+    _packed("packed_even", [100] * 64, "sentences or utterances sorted into batches by length"),
+    _packed("packed_uniform", [random.Random(0).randint(1, 200) for _ in range(64)], "the same, unsorted"),
+    _packed("packed_one_long", [1000] + [4] * 511, "words as letters, or user histories: one long among many short"),
+    *(_cell(N, H) for H in (128, 512) for N in (1, 16)),
+]
+
+
 def _square(T: int, N: int, H: int, L: int = 1) -> Case:
     return Case(f"t{T}_n{N}_h{H}_l{L}", T, N, H, H, L=L, origin="the GPU targets' grid")
 
@@ -97,14 +131,16 @@ GPU_GRID = [
     _square(64, 64, 4096),
 ]
 
-CASES = {case.name: case for case in [*_CASES, *GPU_GRID]}
+CASES = {case.name: case for case in [*_CASES, *PACKED_AND_CELLS, *GPU_GRID]}
 
 # What `make bench` and `make gpu-bench` run: as much as fits their time.
 SETS = {
     "cpu": [
         "lm_200", "lm_medium", "lm_char", "sequence_128", "sequence_512", "batch_256", "batch_512", "rl_rollout",
         "rnnt_prediction", "forecast", "stream_128", "stream_512", "stream_512_b32",
+        *(case.name for case in PACKED_AND_CELLS),
     ],
+    "packed_and_cells": [case.name for case in PACKED_AND_CELLS],
     "gpu": [case.name for case in GPU_GRID],
     "quick": ["lm_200", "batch_256", "sequence_512", "stream_512"],
     "all": list(CASES),

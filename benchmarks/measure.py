@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import ctypes
+import gc
 import math
 import random
 import re
@@ -9,11 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark.utils.timer import timer
 
@@ -53,7 +57,8 @@ def measure(
     case: Case, mode: str, dtype: str, providers: list[Provider], device: torch.device, seconds: float
 ) -> Iterator[Row]:
     """Checks and times the providers that can run a case, about ``seconds`` for each of them, and yields their rows."""
-    providers = [provider for provider in providers if mode in provider.modes and provider.takes(case, dtype, device)]
+    providers = [each for each in providers if mode in each.modes and case.form in each.forms]
+    providers = [each for each in providers if each.takes(case, dtype, device)]
     facts = {name: getattr(case, name) for name in ("T", "N", "I", "H", "L", "D", "P", "V")}
     facts |= {"case": case.name, "mode": mode, "dtype": dtype, "threads": torch.get_num_threads()}
     facts |= environment.columns(device, dtype)
@@ -112,28 +117,45 @@ def _torchs_own(results: Callable[[], dict[str, Tensor]]) -> list[dict[str, Tens
 
 
 class _LayerCheck:
-    """A stack of layers: outputs, last states and (where the mode makes them) gradients by the 2x rule."""
+    """A stack of layers, or a cell: outputs, last states and (where the mode makes them) gradients by the 2x rule."""
 
     def __init__(self, case: Case, mode: str, dtype: str, device: torch.device) -> None:
         torch.manual_seed(0)
-        self.mode, self.differentiates = mode, mode in ("backward", "training")
-        options = {"num_layers": case.L, "bidirectional": case.D == 2, "proj_size": case.P, "device": device}
-        self.module = nn.LSTM(case.I, case.H, **options, dtype=DTYPES[dtype])
-        weight = self.module.weight_ih_l0
-        states = case.L * case.D
-        shapes = [(case.T, case.N, case.I), (states, case.N, case.outputs), (states, case.N, case.H)]
-        outputs = [(case.T, case.N, case.D * case.outputs), *shapes[1:]]
-        x, h0, c0 = (torch.randn(shape, device=device).to(weight.dtype) for shape in shapes)
-        self.inputs = Inputs(x, (h0, c0), [torch.randn(shape, device=device).to(weight.dtype) for shape in outputs])
+        self.form, self.mode, self.differentiates = case.form, mode, mode in ("backward", "training")
+        self.module = _module_of(case, device, DTYPES[dtype])
+        states = () if case.form == "cell" else (case.L * case.D,)
+        shapes = [(*states, case.N, case.outputs), (*states, case.N, case.H)]
+        self.packed = None
+        if case.form == "packed":
+            sequences = [torch.empty(length, case.I, device=device) for length in case.lengths]
+            self.packed = pack_sequence(sequences, enforce_sorted=False)
+        steps = (case.row_steps,) if self.packed else (case.T, case.N)
+        outputs = [(*steps, case.D * case.outputs), *shapes]
+        dtype_of_weights = next(self.module.parameters()).dtype
+        x, h0, c0 = (torch.randn(shape, device=device).to(dtype_of_weights) for shape in ((*steps, case.I), *shapes))
+        self.inputs = Inputs(x, (h0, c0), [torch.randn(shape, device=device).to(dtype_of_weights) for shape in outputs])
         truth = copy.deepcopy(self.module).double()
         self.truth = self._results(Contestant(truth, list(truth.parameters())), torch.float64)
         own = Contestant(self.module, list(self.module.parameters()))
-        self.own = _torchs_own(lambda: self._results(own, weight.dtype))
+        self.own = _torchs_own(lambda: self._results(own, dtype_of_weights))
+
+    def _call(self, contestant: Contestant, x: Tensor, hx: State) -> tuple[Tensor, State]:
+        """All steps of x: [T, N, I], or the data of the packed sequences."""
+        if self.packed:
+            y, state = contestant.forward(self.packed._replace(data=x), hx)  # type: ignore[arg-type]
+            return y.data, state
+        if self.form == "padded":
+            return contestant.forward(x, hx)
+        steps = []
+        for step in x:
+            hx = contestant.forward(step, hx)  # type: ignore[assignment]  # a cell returns its states alone
+            steps.append(hx[0])
+        return torch.stack(steps), hx
 
     def _results(self, contestant: Contestant, dtype: torch.dtype) -> dict[str, Tensor]:
         x, h0, c0 = (tensor.to(dtype, copy=True) for tensor in (self.inputs.x, *self.inputs.hx))
         with torch.set_grad_enabled(self.differentiates):
-            y, (h_n, c_n) = contestant.forward(x.requires_grad_(self.differentiates), (h0, c0))
+            y, (h_n, c_n) = self._call(contestant, x.requires_grad_(self.differentiates), (h0, c0))
         results = {"y": y.detach(), "h_n": h_n.detach(), "c_n": c_n.detach()}
         if self.differentiates:
             leaves = [x, *contestant.parameters]
@@ -156,11 +178,11 @@ class _LayerCheck:
         cotangents = self.inputs.cotangents
 
         def forward(_: Any) -> Any:
-            return contestant.forward(x, hx)
+            return self._call(contestant, x, hx)
 
         def inference(_: Any) -> Any:
             with torch.no_grad():
-                return contestant.forward(x, hx)
+                return self._call(contestant, x, hx)
 
         def backward(outputs: Any) -> Any:
             y, states = outputs
@@ -170,6 +192,13 @@ class _LayerCheck:
             return lambda: forward(None), backward
         run = {"inference": inference, "forward": forward, "training": lambda _: backward(forward(None))}[self.mode]
         return lambda: None, run
+
+
+def _module_of(case: Case, device: torch.device, dtype: torch.dtype) -> nn.LSTM | nn.LSTMCell:
+    if case.form == "cell":
+        return nn.LSTMCell(case.I, case.H, device=device, dtype=dtype)
+    options = {"num_layers": case.L, "bidirectional": case.D == 2, "proj_size": case.P}
+    return nn.LSTM(case.I, case.H, **options, device=device, dtype=dtype)
 
 
 class _LanguageModelCheck:
@@ -287,7 +316,11 @@ def _row(runner: Runner, baseline: Runner | None, facts: dict[str, Any], device:
         ratio_high=ratio_high,
         first_call_us=round(runner.first_call_us, 1),
         note=_note(runner, facts, device),
-        **(_of_gpu(runner, with_kernels=facts["mode"] == "inference") if device.type == "cuda" else {}),
+        **(
+            _of_gpu(runner, with_kernels=facts["mode"] == "inference")
+            if device.type == "cuda"
+            else {"peak_mib": _peak_mib_of_cpu(runner)}
+        ),
     )
 
 
@@ -301,6 +334,25 @@ def _note(runner: Runner, facts: dict[str, Any], device: torch.device) -> str:
     if device.type == "cuda" and facts["dtype"] == "bfloat16" and name in ("torch", "torch_layers", "torch_graph"):
         return "weights not packed: torch copies them at every call"
     return ""
+
+
+def _peak_mib_of_cpu(runner: Runner) -> float | None:
+    """Memory of the process at its peak beyond what was there, of one more call; None where only Linux would tell."""
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not clear.exists():
+        return None
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or the call would take memory that an earlier one has freed
+    clear.write_text("5")  # the peak becomes what there is now
+    before = _kib(status, "VmRSS")
+    _time(runner, 1)
+    return round((_kib(status, "VmHWM") - before) / 2**10, 2)
+
+
+def _kib(status: Path, name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+    assert found
+    return int(found[1])
 
 
 def _of_gpu(runner: Runner, with_kernels: bool) -> dict[str, Any]:

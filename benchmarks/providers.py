@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import fusedlstm
 from benchmarks import engines
-from benchmarks.cases import Case
+from benchmarks.cases import FORMS, Case
 
 State = tuple[Tensor, Tensor]
 Forward = Callable[[Tensor, State], tuple[Tensor, State]]
@@ -23,7 +23,7 @@ PASSES = ALL_MODES - {"lm_step"}
 
 @dataclass(frozen=True)
 class Contestant:
-    """An LSTM to call, and its parameters in nn.LSTM's order; without any it makes no gradients."""
+    """An LSTM or a cell to call, and its parameters in torch's order; without any it makes no gradients."""
 
     forward: Forward
     parameters: list[Tensor]
@@ -33,7 +33,8 @@ class Contestant:
 class Provider:
     """A way to run an LSTM.
 
-    ``make`` takes an nn.LSTM whose weights it must use; ``takes`` says for which case, dtype and device it can;
+    ``make`` takes an nn.LSTM whose weights it must use (an nn.LSTMCell where the case is a cell; ``forward`` is then a
+    step of it); ``takes`` says for which case, dtype and device it can, ``forms`` which forms of cases it has;
     ``absent`` what is missing where it is not installed; ``cell`` is its name in fusedlstm.lm for `lm_step`.
     """
 
@@ -42,17 +43,18 @@ class Provider:
     make: Callable[[nn.LSTM], Contestant]
     modes: frozenset[str] = PASSES
     takes: Callable[[Case, str, torch.device], bool] = lambda case, dtype, device: True
+    forms: frozenset[str] = frozenset(("padded",))
     absent: Callable[[], str | None] = lambda: None
     surroundings: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     cell: str | None = None
 
 
-def _fused(module: nn.LSTM) -> Contestant:
+def _fused(module: nn.LSTM | nn.LSTMCell) -> Contestant:
     fused = fusedlstm.replace_lstm(copy.deepcopy(module))
     return Contestant(fused, list(fused.parameters()))
 
 
-def _as_it_comes(module: nn.LSTM) -> Contestant:
+def _as_it_comes(module: nn.LSTM | nn.LSTMCell) -> Contestant:
     return Contestant(module, list(module.parameters()))
 
 
@@ -181,8 +183,15 @@ def _one_plain_layer(case: Case, dtype: str, device: torch.device) -> bool:
 PROVIDERS = {
     provider.name: provider
     for provider in (
-        Provider("fusedlstm", "this package", _fused, modes=ALL_MODES, cell="lstm"),
-        Provider("torch", "nn.LSTM as it comes (oneDNN, cuDNN)", _as_it_comes, modes=ALL_MODES, cell="torch"),
+        Provider("fusedlstm", "this package", _fused, modes=ALL_MODES, forms=frozenset(FORMS), cell="lstm"),
+        Provider(
+            "torch",
+            "nn.LSTM as it comes (oneDNN, cuDNN); nn.LSTMCell where a case is a cell",
+            _as_it_comes,
+            modes=ALL_MODES,
+            forms=frozenset(FORMS),
+            cell="torch",
+        ),
         Provider(
             "torch_plain",
             "nn.LSTM with oneDNN and cuDNN off",

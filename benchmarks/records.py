@@ -36,7 +36,7 @@ class Row:
     ratio_low: float | None = None  # 95% interval of it, by bootstrap over the rounds
     ratio_high: float | None = None
     first_call_us: float | None = None  # compilation, packing and warming up included
-    peak_mib: float | None = None  # memory of the device at its peak beyond what was there before; GPUs only
+    peak_mib: float | None = None  # memory at its peak beyond what was there: of the GPU, or of the process on a CPU
     kernels: str = ""  # names of the GPU kernels that took most of the time
     note: str = ""  # what a reader must know of this provider here
     error: str = ""

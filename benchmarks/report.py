@@ -33,7 +33,8 @@ def groups(rows: Iterable[Row]) -> dict[Key, Group]:
 
 def case_of(row: Row) -> Case:
     """The case that a row measured."""
-    return Case(row.case, row.T, row.N, row.I, row.H, L=row.L, D=row.D, P=row.P, V=row.V)
+    form = {"form": CASES[row.case].form, "lengths": CASES[row.case].lengths} if row.case in CASES else {}
+    return Case(row.case, row.T, row.N, row.I, row.H, L=row.L, D=row.D, P=row.P, V=row.V, **form)
 
 
 def time_us(row: Row | None) -> float | None:
@@ -93,7 +94,8 @@ def tables(rows: Sequence[Row]) -> str:
         "Times are medians; those of fusedlstm come with their 20th and 80th percentile. The speed-up is the other's"
         " time divided by that of fusedlstm: above 1, fusedlstm is faster. The speed-up over nn.LSTM comes with its 95%"
         " interval. The bound is the least time that the operations or the bytes of a case take at the rates under its"
-        " table, with every byte read from memory. A case whose data stay in caches may be faster than that."
+        " table, with every byte read from memory. A case whose data stay in caches may be faster than that. Memory is"
+        " that at the peak of a call beyond what was there before. In cases of cells, nn.LSTM stands for nn.LSTMCell."
         " `python -m benchmarks list` describes the providers.",
     ]
     for dtype, mode, count in kinds:
@@ -169,18 +171,25 @@ def _rates(row: Row | None) -> list[str]:
     return [*map(digits, rates), f"{100 * share:.0f}%"]
 
 
+def _memory(row: Row | None) -> str:
+    return "-" if row is None or row.peak_mib is None else digits(row.peak_mib)
+
+
 def _table(of_kind: Sequence[Group]) -> list[str]:
     """The table of one dtype and mode, and what a reader must know beside it."""
     present = {name for group in of_kind for name, row in group.items() if not _is_absent(row)}
     others = [TORCH] * (TORCH in present) + sorted(present - {OURS, TORCH})
     header = ["case", "size", OURS, "speed-up over nn.LSTM (95%)", "over the fastest other", *map(label, others)]
     header += ["TFLOP/s", "GB/s", "of bound"]
+    with_memory = any(row.peak_mib is not None for group in of_kind for row in group.values())
+    header += ["memory, MiB", "of nn.LSTM"] if with_memory else []
     lines = []
     for group in of_kind:
         ours, first = group.get(OURS), next(iter(group.values()))
         times = [_time(group.get(name)) for name in others]
         speedups = [_against_torch(group), _against_fastest(group)]
-        lines.append([first.case, _size(first), _time(ours), *speedups, *times, *_rates(ours)])
+        memory = [_memory(ours), _memory(group.get(TORCH))] if with_memory else []
+        lines.append([first.case, _size(first), _time(ours), *speedups, *times, *_rates(ours), *memory])
     return [_markdown(header, lines), *_means(of_kind, others), *_remarks(of_kind)]
 
 

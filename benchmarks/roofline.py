@@ -12,9 +12,9 @@ def flops(case: Case, mode: str) -> float:
     for layer in range(case.L):
         inputs = case.I if layer == 0 else case.D * case.outputs
         weights = 4 * case.H * (inputs + case.outputs) + case.P * case.H
-        total += 2 * case.T * case.N * case.D * weights
+        total += 2 * case.row_steps * case.D * weights
     if mode == "lm_step":
-        total += 2 * case.T * case.N * case.outputs * case.V
+        total += 2 * case.row_steps * case.outputs * case.V
     return float(total * _PASSES[mode])
 
 
@@ -33,7 +33,7 @@ def least_bytes(case: Case, mode: str, dtype: str) -> float:
     values = parameters(case)
     for layer in range(case.L):
         inputs = case.I if layer == 0 else case.D * case.outputs
-        values += case.T * case.N * (inputs + case.D * case.outputs)
+        values += case.row_steps * (inputs + case.D * case.outputs)
     if mode == "lm_step":
         values += case.V * (case.I + case.outputs)
     return float(values * size * _PASSES[mode])

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 # Several test processes share the cores, so a waiting thread must sleep: if it spins, it keeps the core from the thread
 # that it waits for. OpenMP reads the variable when torch loads it.
@@ -17,6 +18,11 @@ import pytest
 import torch
 
 from fusedlstm import _C
+
+if emulated.ASAN and b"__ubsan_handle" not in Path(_C.__file__).read_bytes():
+    pytest.exit(
+        f"FUSEDLSTM_ASAN=1, but {_C.__file__} has no sanitizers; run: make test-asan, with Python 3.11 or later"
+    )
 
 # Runs are repeatable: the same examples every time. No deadline, since the machine may be busy.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)

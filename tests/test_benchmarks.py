@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 from benchmarks import environment, limits, measure, records, report, roofline
 from benchmarks.__main__ import main
@@ -29,9 +30,8 @@ def test_every_case_runs(name):
     case = CASES[name].toy()
     for mode in ("inference", "forward", "backward", "training", *(["lm_step"] if case.V else [])):
         rows = list(measure.measure(case, mode, "float32", QUICK, CPU, 0.0))
-        assert {row.provider for row in rows} == {"fusedlstm", "torch"} | (
-            set() if mode == "lm_step" else {"torch_plain"}
-        )
+        plain = {"torch_plain"} if mode != "lm_step" and case.form == "padded" else set()
+        assert {row.provider for row in rows} == {"fusedlstm", "torch"} | plain
         for row in rows:
             assert not row.error
             assert row.median_us > 0
@@ -43,6 +43,43 @@ def test_every_case_runs(name):
 def test_16_bit_types_run(dtype):
     rows = list(measure.measure(CASES["batch_256"].toy(), "training", dtype, QUICK[:2], CPU, 0.0))
     assert [row.error for row in rows] == ["", ""]
+
+
+def test_memory_at_the_peak_of_a_call():
+    def make(module):
+        def forward(x, hx):
+            torch.ones(100 << 18)  # 100 MiB, freed at once
+            return module(x, hx)
+
+        return Contestant(forward, list(module.parameters()))
+
+    wasteful = replace(PROVIDERS["fusedlstm"], make=make)
+    rows = measure.measure(CASES["packed_one_long"].toy(), "training", "float32", [wasteful, QUICK[1]], CPU, 0.0)
+    wastes, usual = (row.peak_mib for row in rows)
+    assert 95 < wastes < 120
+    assert usual < 20
+
+
+def test_lengths_of_packed_cases():
+    case = CASES["packed_one_long"]
+    assert (case.T, case.N, case.row_steps) == (1000, 512, 3044)
+    assert roofline.flops(case, "inference") == 2 * 3044 * 2 * 4 * 64 * (32 + 64)
+    assert case.toy().lengths == (3, 3)
+
+
+@pytest.mark.parametrize("name", ["packed_uniform", "cell_128_b16"])
+def test_a_wrong_packed_batch_or_cell_is_an_error(name):
+    def make(module):
+        def forward(x, hx):
+            with torch.no_grad():
+                x = x._replace(data=x.data * 1.01) if isinstance(x, PackedSequence) else x * 1.01
+            return module(x, hx)
+
+        return Contestant(forward, list(module.parameters()))
+
+    wrong = replace(PROVIDERS["fusedlstm"], make=make)
+    (row,) = measure.measure(CASES[name].toy(), "inference", "float32", [wrong], CPU, 0.0)
+    assert row.error.startswith("AssertionError: ")
 
 
 def _broken(module):

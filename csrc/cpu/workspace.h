@@ -61,7 +61,12 @@ class Workspace {
   T* data() const { return static_cast<T*>(buffer_.memory.get()); }
 
  private:
-  static constexpr size_t kAlignment = 64, kKeptBytes = size_t(32) << 20;
+  static constexpr size_t kAlignment = 64;
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr size_t kKeptBytes = 0;  // memory of an earlier call would hide accesses past this one's
+#else
+  static constexpr size_t kKeptBytes = size_t(32) << 20;
+#endif
   struct Free {
     void operator()(void* memory) const { std::free(memory); }
   };

@@ -119,7 +119,7 @@ def _run_in_one_process(target: Target, seeds: list[int]) -> Iterator[Outcome]:
                 why = (
                     f"the process ended with {process.wait()}" if ended else f"no answer in {SECONDS_OF_A_SEED} seconds"
                 )
-                yield Outcome(target, seed, f"{why}: {''.join(errors)[-4000:]}")
+                yield Outcome(target, seed, f"{why}: {''.join(errors)[:6000]}")
                 return
         finally:
             process.kill()
