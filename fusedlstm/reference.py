@@ -42,7 +42,7 @@ def layer(
         torch.Size([5, 2, 4])
     """
     sizes = None if batch_sizes is None else batch_sizes.tolist()
-    steps = list(x) if sizes is None else list(x.split(sizes)) if sizes else []
+    steps = list(x) if sizes is None else list(torch.split(x, sizes)) if sizes else []
     each = enumerate(_split(weights, h0.shape[0]))
     directions = [_direction(steps, h0[d], c0[d], w, lengths, resets, d == 1) for d, w in each]
     y, h_n, c_n, cells = zip(*directions, strict=True)

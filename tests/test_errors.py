@@ -228,7 +228,7 @@ def _meta_calls():
 def test_direct_callers_mix_no_devices(name):
     inputs, saved, grads = ({each: t.to("meta") if each == name else t for each, t in p.items()} for p in _meta_calls())
     x, h0, c0, *weights, lengths, resets = inputs.values()
-    call = x, h0, c0, weights, lengths, resets, False
+    call = x, h0, c0, weights, lengths, resets, None, False
     message = f"{name} must be on the device of input, cpu, got meta"
     with pytest.raises(RuntimeError, match=message):
         _ops.lstm_backward(*grads.values(), *call, *saved.values(), True, True, [1, 1])
@@ -359,6 +359,7 @@ def test_torch_itself_says_that_a_gpu_is_out_of_memory(monkeypatch):
     def run(*_args):
         raise RuntimeError("lstm: out of memory: could not allocate 4398046511104 bytes on cuda:1")
 
+    run.default = run
     lstm, x = fusedlstm.LSTM(4, 6), torch.randn(5, 3, 4)
     monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr("fusedlstm.ops._ops", type("", (), {"lstm_forward": run, "lstm_inference": run}))

@@ -71,7 +71,7 @@ def call_operator(operator, name, spoil):
     given |= {"lengths": torch.tensor([T, 0, 2]), "resets": torch.rand(T, N) < 0.3}
     given[name] = spoil(given[name])
     x, h0, c0, *weights = (given[each] for each in _INPUTS)
-    inputs = x, h0, c0, weights, given["lengths"], given["resets"], False
+    inputs = x, h0, c0, weights, given["lengths"], given["resets"], None, False
     saved, grads = ([given[each] for each in names] for names in (_SAVED, _GRADS))
     arguments = {
         "lstm_inference": inputs,

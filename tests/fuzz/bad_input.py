@@ -283,9 +283,9 @@ def _operator(rng: random.Random) -> BadCall:
     size = _sizes(rng)
     size = _Sizes(size.T, size.N, size.I, size.H, 1, size.D, size.P)
     given, weights = size.tensors(), [weight.detach() for weight in _lstm(size).parameters()]
-    names = "x", "h0", "c0", "weights", "lengths", "resets", "tf32"
+    names = "x", "h0", "c0", "weights", "lengths", "resets", "batch_sizes", "tf32"
     arguments: Arguments = dict(zip(names, [given["input"], given["h0"], given["c0"], weights], strict=False))
-    arguments |= {"lengths": given["lengths"], "resets": given["resets"], "tf32": False}
+    arguments |= {"lengths": given["lengths"], "resets": given["resets"], "batch_sizes": None, "tf32": False}
     name = rng.choice(("lstm_inference", "lstm_forward", "lstm_recompute", "lstm_backward"))
     if name == "lstm_forward":
         arguments |= {"keep_cells": True, "keep_gates": True}
