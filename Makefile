@@ -81,7 +81,7 @@ test-asan: $(STAMP)-test
 	$(ASAN) $(PY) -m pytest --capture=no -k "emulated or persistent or cpu or test_instruction_sets" tests/test_ops.py \
 		tests/test_gradients.py tests/test_cuda.py tests/test_resets.py tests/test_recompute.py tests/test_persistent.py \
 		tests/test_lengths_and_states.py tests/test_instruction_sets.py
-	$(ASAN) $(PY) -m tests.fuzz --cases 1000
+	$(ASAN) $(PY) -m tests.fuzz --cases 600
 
 lint: $(STAMP)-lint
 	$(PY) -m ruff check .

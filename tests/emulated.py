@@ -38,15 +38,20 @@ def load() -> ctypes.CDLL:
     sanitize = ["-fsanitize=address", "-g", "-O1"] if ASAN else []  # -O2 would take minutes for the kernels
     with FileLock(folder.with_suffix(".lock")):
         (folder / "lock").unlink(missing_ok=True)  # torch's own, for which it would wait forever after a killed build
-        cpp_extension.load(
-            "fusedlstm_emulated",
-            [str(source) for source in SOURCES],
-            extra_cflags=FLAGS + sanitize,
-            extra_ldflags=sanitize,
-            extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests")],
-            build_directory=str(folder),
-            is_python_module=False,
-        )
+        preloaded = os.environ.pop("LD_PRELOAD", None)  # a compiler under AddressSanitizer takes several times as long
+        try:
+            cpp_extension.load(
+                "fusedlstm_emulated",
+                [str(source) for source in SOURCES],
+                extra_cflags=FLAGS + sanitize,
+                extra_ldflags=sanitize,
+                extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests")],
+                build_directory=str(folder),
+                is_python_module=False,
+            )
+        finally:
+            if preloaded:
+                os.environ["LD_PRELOAD"] = preloaded
     return ctypes.CDLL(str(folder / "fusedlstm_emulated.so"))
 
 
