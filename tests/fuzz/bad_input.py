@@ -178,7 +178,7 @@ def _module(rng: random.Random) -> BadCall:
         names = ("input", "hx")  # hx does not fit the batch of this input
     elif which == "hx":
         text, arguments["hx"] = _wrong_hx(rng, given["h0"], given["c0"])
-        names = ("hx",)
+        names = ("hx", "h0", "c0")
     else:
         wrong = (
             _wrong_lengths(rng, given["lengths"], size.T) if which == "lengths" else _wrong_resets(rng, given["resets"])
@@ -195,7 +195,7 @@ def _cell(rng: random.Random) -> BadCall:
         text, x = _spoil(rng, x)
         return BadCall(f"LSTMCell, input: {text}", ("input", "hx"), lambda: cell(x, (h, c)))
     text, hx = _wrong_hx(rng, h, c)
-    return BadCall(f"LSTMCell, {text}", ("hx",), lambda: cell(x, hx))
+    return BadCall(f"LSTMCell, {text}", ("hx", "h0", "c0"), lambda: cell(x, hx))
 
 
 def _function(rng: random.Random) -> BadCall:
