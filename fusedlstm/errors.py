@@ -1,7 +1,7 @@
 """Errors of a call: their classes, and better ones for what an operator or torch's dispatcher could only half say."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,3 +49,27 @@ def explain(error: Exception, x: Tensor, others: Iterable[tuple[str, Any]]) -> N
             raise ArgumentError(f"lstm: {name} must not be quantized, got {tensor.dtype}; use .dequantize()") from None
     if failed := re.search(r"could not allocate (\d+) bytes on (cuda:\d+)", str(error)):
         torch.empty(int(failed[1]), dtype=torch.uint8, device=failed[2])
+
+
+def named(
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Any],
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+) -> Iterator[tuple[str, Any]]:
+    """The tensors of a call besides its input, with the names that the operators' errors have for them."""
+    yield from (("h0", h0), ("c0", c0))
+    each = len(weights) // max(int(h0.shape[0]), 1)
+    names = ["weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if each >= 4 else ()), *["weight_hr"] * (each % 2)]
+    for index, weight in enumerate(weights):
+        known = len(names) == each
+        yield f"{names[index % each]} of direction {index // each}" if known else f"weights[{index}]", weight
+    steps = ("lengths", lengths), ("resets", resets), ("batch_sizes", batch_sizes)
+    yield from ((name, tensor) for name, tensor in steps if tensor is not None)
+
+
+def named_gradients(*grads: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+    names = "grad_y", "grad_h_n", "grad_c_n", "grad_cells"
+    yield from ((name, grad) for name, grad in zip(names, grads, strict=False) if grad is not None)

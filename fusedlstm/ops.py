@@ -1,14 +1,13 @@
-"""The operators of fusedlstm._C as torch sees them: typed calls, fake kernels, autograd."""
+"""The operators of fusedlstm._C as torch sees them: typed calls, autograd."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fusedlstm import errors, flops, memory, needs, reference, tracers
-from fusedlstm.errors import ArgumentError
+from fusedlstm import errors, fakes, flops, memory, needs, reference, tracers
 
 try:
     import fusedlstm._C as _C  # importing it registers the operators
@@ -90,14 +89,14 @@ def lstm_layer(
             return _run_in_lower_precision(x, h0, c0, weights, options)
         return _run(x, h0, c0, list(weights), options)
     except (AttributeError, RuntimeError) as error:
-        errors.explain(error, x, _named(h0, c0, weights, options.lengths, options.resets, options.batch_sizes))
+        errors.explain(error, x, errors.named(h0, c0, weights, options.lengths, options.resets, options.batch_sizes))
         raise
 
 
 def _run_in_lower_precision(
     x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], options: LayerOptions
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    _check_memory(x, _named(h0, c0, weights))
+    _check_memory(x, errors.named(h0, c0, weights))
     kind = x.device.type
     lower = torch.get_autocast_dtype(kind)
     projected = h0.shape[-1] != c0.shape[-1]
@@ -141,7 +140,7 @@ def lstm_step(x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor]) -> t
             return h, c
         _, h, c = _inference(x[None], h0[None], c0[None], weights, None, None, None, _may_use_tf32(x))
     except (AttributeError, RuntimeError) as error:
-        errors.explain(error, x, _named(h0[None], c0, weights))
+        errors.explain(error, x, errors.named(h0[None], c0, weights))
         raise
     return h.squeeze_(0), c.squeeze_(0)
 
@@ -159,7 +158,7 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     steps, keep_cells = (options.lengths, options.resets, options.batch_sizes), options.keep_cells
     if transformed():
-        _check_memory(x, _named(h0, c0, weights, *steps))
+        _check_memory(x, errors.named(h0, c0, weights, *steps))
         y, h_n, c_n, cells = reference.layer(x, h0, c0, weights, *steps)
         return y, h_n, c_n, cells if keep_cells else None
     tf32 = _may_use_tf32(x)
@@ -181,30 +180,6 @@ def _run(
     else:
         y, h_n, c_n = _ops.lstm_inference(*inputs)
     return y, h_n, c_n, cells.to(x.dtype) if keep_cells else None
-
-
-def _named(
-    h0: Tensor,
-    c0: Tensor,
-    weights: Sequence[Any],
-    lengths: Tensor | None = None,
-    resets: Tensor | None = None,
-    batch_sizes: Tensor | None = None,
-) -> Iterator[tuple[str, Any]]:
-    """The tensors of a call besides its input, with the names that the operators' errors have for them."""
-    yield from (("h0", h0), ("c0", c0))
-    each = len(weights) // max(int(h0.shape[0]), 1)
-    names = ["weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if each >= 4 else ()), *["weight_hr"] * (each % 2)]
-    for index, weight in enumerate(weights):
-        known = len(names) == each
-        yield f"{names[index % each]} of direction {index // each}" if known else f"weights[{index}]", weight
-    steps = ("lengths", lengths), ("resets", resets), ("batch_sizes", batch_sizes)
-    yield from ((name, tensor) for name, tensor in steps if tensor is not None)
-
-
-def _named_gradients(*grads: Tensor | None) -> Iterator[tuple[str, Tensor]]:
-    names = "grad_y", "grad_h_n", "grad_c_n", "grad_cells"
-    yield from ((name, grad) for name, grad in zip(names, grads, strict=False) if grad is not None)
 
 
 def _check_memory(x: Tensor, others: Iterable[tuple[str, Tensor]]) -> None:
@@ -251,112 +226,6 @@ def _tf32_allowed() -> bool:
 
 # torch.compiler.assume_constant_result sets the same mark, but importing the compiler for it takes 0.9 s.
 _tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _check_devices(x: Tensor, inputs: tuple[Any, ...], others: Iterable[tuple[str, Tensor]] = ()) -> None:
-    """The operators' own check, where torch calls a fake kernel since any one tensor is fake or on the meta device.
-
-    ``inputs`` are the operator's arguments from h0 to resets. Names may ask for a size that a compiler leaves open, so
-    they are made for an error alone.
-    """
-    h0, c0, weights, lengths, resets = inputs
-    tensors = h0, c0, *weights, lengths, resets, *(tensor for _, tensor in others)
-    if all(tensor is None or tensor.device == x.device for tensor in tensors):
-        return
-    for name, tensor in (*_named(*inputs), *others):
-        if tensor.device != x.device:
-            raise ArgumentError(f"lstm: {name} must be on the device of input, {x.device}, got {tensor.device}")
-
-
-@torch.library.register_fake("fusedlstm::lstm_inference")
-def _fake_inference(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    weights: list[Tensor],
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    batch_sizes: Tensor | None,
-    allow_tf32: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check_devices(x, (h0, c0, weights, lengths, resets))
-    D, N, P = h0.shape
-    return x.new_empty((*x.shape[:-1], D * P)), x.new_empty((D, N, P)), x.new_empty((D, N, c0.shape[2]))
-
-
-@torch.library.register_fake("fusedlstm::lstm_forward")
-def _fake_forward(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    weights: list[Tensor],
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    batch_sizes: Tensor | None,
-    allow_tf32: bool,
-    keep_cells: bool,
-    keep_gates: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    cells, gates = _fake_kept(x, c0, keep_cells, keep_gates)
-    return *_fake_inference(x, h0, c0, weights, lengths, resets, batch_sizes, allow_tf32), cells, gates
-
-
-@torch.library.register_fake("fusedlstm::lstm_recompute")
-def _fake_recompute(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    weights: list[Tensor],
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    batch_sizes: Tensor | None,
-    allow_tf32: bool,
-    y: Tensor,
-) -> tuple[Tensor, Tensor]:
-    _check_devices(x, (h0, c0, weights, lengths, resets), [("y", y)])
-    return _fake_kept(x, c0, True, True)
-
-
-def _fake_kept(x: Tensor, c0: Tensor, keep_cells: bool, keep_gates: bool) -> tuple[Tensor, Tensor]:
-    D, _, H = c0.shape
-    dtype = torch.promote_types(x.dtype, torch.float32)  # of 16-bit layers too, cell states and gates are float32
-
-    def sequence(columns: int, kept: bool) -> Tensor:
-        return x.new_empty((*x.shape[:-1], columns) if kept else (0,), dtype=dtype)
-
-    return sequence(D * H, keep_cells), sequence(D * 4 * H, keep_gates)
-
-
-@torch.library.register_fake("fusedlstm::lstm_backward")
-def _fake_backward(
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    grad_cells: Tensor | None,
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    weights: list[Tensor],
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    batch_sizes: Tensor | None,
-    allow_tf32: bool,
-    y: Tensor,
-    cells: Tensor,
-    gates: Tensor,
-    need_x: bool,
-    need_h0: bool,
-    need_weights: list[int],
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    saved = ("y", y), ("cells", cells), ("gates", gates)
-    grads = _named_gradients(grad_y, grad_h_n, grad_c_n, grad_cells)
-    _check_devices(x, (h0, c0, weights, lengths, resets), [*saved, *grads])
-
-    def like(tensor: Tensor, needed: bool | int) -> Tensor:
-        return tensor.new_empty(tensor.shape if needed else (0,))
-
-    grad_weights = [like(weight, needed) for weight, needed in zip(weights, need_weights, strict=True)]
-    return like(x, need_x), like(h0, need_h0), like(c0, True), grad_weights
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -435,7 +304,7 @@ def _gradients(
         x, h0, c0 = x[None], h0[None], c0[None]
     # The gradient will be differentiated itself (create_graph=True), or a transform runs over it.
     if torch.is_grad_enabled() or transformed() or any(grad is not None and _is_batched(grad) for grad in grads):
-        _check_memory(x, (*_named(h0, c0, weights, *steps), *_named_gradients(*grads)))
+        _check_memory(x, (*errors.named(h0, c0, weights, *steps), *errors.named_gradients(*grads)))
         grad_x, grad_h0, grad_c0, *grad_weights = _plain_backward(
             grads, (x, h0, c0, *weights), (need_x, need_h0, need_c0, *need_weights), steps
         )
@@ -447,7 +316,7 @@ def _gradients(
             cells, gates = _ops.lstm_recompute(*inputs, y)
         results = _ops.lstm_backward.default(*(*grads, None)[:4], *inputs, y, cells, gates, *need)
     except RuntimeError as error:
-        errors.explain(error, x, (*_named(h0, c0, weights, *steps), *_named_gradients(*grads)))
+        errors.explain(error, x, (*errors.named(h0, c0, weights, *steps), *errors.named_gradients(*grads)))
         raise
     grad_x, grad_h0, grad_c0, grad_weights = results
     return (
@@ -492,6 +361,7 @@ def _is_batched(tensor: Tensor) -> bool:
     return torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
+fakes.register()
 for _name in ("lstm_forward", "lstm_inference"):
     torch.library.register_autograd(f"fusedlstm::{_name}", _backward, setup_context=_setup_context)
 
