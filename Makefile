@@ -29,7 +29,7 @@ ASAN    = FUSEDLSTM_ASAN=1 ASAN_OPTIONS=detect_leaks=0 PYTHONSAFEPATH=1 PYTHONPA
           LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
 GPU     = $(PY) -m tests.gpu --results $(RESULTS) --commit "$$(git describe --always --abbrev=40 --dirty 2>/dev/null || echo unknown)"
 
-.PHONY: venv demo bench test models fuzz test-asan lint format cuda-check wheel wheel-check gpu gpu-build gpu-test gpu-probes gpu-sanitize gpu-bench clean
+.PHONY: venv demo bench test models fuzz test-asan asan-build test-asan-cpu test-asan-emulated lint format cuda-check wheel wheel-check gpu gpu-build gpu-test gpu-probes gpu-sanitize gpu-bench clean
 
 # What an interested reader needs: torch, the package and the demo's packages.
 venv: $(STAMP)-demo
@@ -75,13 +75,21 @@ fuzz: $(STAMP)-test
 	$(PY) -m tests.fuzz --first 100000 --cases $(CASES)
 
 # The CPU layer under AddressSanitizer and UndefinedBehaviorSanitizer, for each instruction set, and the CUDA layer on the
-# emulator under AddressSanitizer. A report ends the run, so it must not be captured.
-test-asan: $(STAMP)-test
+# emulator under AddressSanitizer. A report ends the process, so it must not be captured.
+test-asan: test-asan-cpu test-asan-emulated
+
+asan-build: $(STAMP)-test
 	FUSEDLSTM_ASAN=1 FUSEDLSTM_CUDA=0 $(PY) setup.py -q build --build-base build/asan --build-lib build/asan/lib
-	$(ASAN) $(PY) -m pytest --capture=no -k "emulated or persistent or cpu or test_instruction_sets" tests/test_ops.py \
-		tests/test_gradients.py tests/test_cuda.py tests/test_resets.py tests/test_recompute.py tests/test_persistent.py \
-		tests/test_lengths_and_states.py tests/test_instruction_sets.py
-	$(ASAN) $(PY) -m tests.fuzz --cases 600
+
+test-asan-cpu: asan-build
+	$(ASAN) $(PY) -m pytest -n auto --capture=no -k "cpu and not emulated or test_instruction_sets" tests/test_ops.py \
+		tests/test_gradients.py tests/test_resets.py tests/test_recompute.py tests/test_lengths_and_states.py \
+		tests/test_instruction_sets.py
+	$(ASAN) $(PY) -m tests.fuzz --cases 600 --jobs 2
+
+test-asan-emulated: asan-build
+	$(ASAN) $(PY) -m pytest -n auto --capture=no -k "emulated or persistent" tests/test_ops.py tests/test_gradients.py \
+		tests/test_cuda.py tests/test_resets.py tests/test_recompute.py tests/test_persistent.py
 
 lint: $(STAMP)-lint
 	$(PY) -m ruff check .
