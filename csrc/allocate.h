@@ -15,11 +15,12 @@
 namespace fusedlstm {
 
 [[noreturn]] inline void fail_to_allocate(int64_t bytes, const Device& device) {
-  fail("out of memory: could not allocate ", bytes, " bytes on ", DeviceText{device});
+  fail("out of memory: could not allocate ", bytes, " bytes on ", DeviceText{device},
+       device.is_cuda() ? ", unless an earlier call to the device has failed" : "");
 }
 
 // `make` makes a tensor of these sizes on the device of `like`. Its arguments are right, so what fails is
-// memory.
+// memory; on a GPU it may also be an earlier kernel, whose error any later call reports.
 template <class Make>
 Tensor allocated(const Tensor& like, Shape sizes, std::optional<ScalarType> type, const Make& make) {
   try {

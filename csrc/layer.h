@@ -149,7 +149,8 @@ struct Layer {
 inline void check_size(const Sizes& size, bool packed) {
   // A double does not wrap. A size of 0 must not hide another: there are tensors without that dimension.
   const auto at_least_1 = [](int64_t size) { return static_cast<double>(std::max<int64_t>(size, 1)); };
-  const double rows = packed ? at_least_1(size.entries) : at_least_1(size.steps) * at_least_1(size.batch);
+  const double steps = at_least_1(size.steps), batch = at_least_1(size.batch);
+  const double rows = packed ? std::max({at_least_1(size.entries), steps, batch}) : steps * batch;
   const double units = 4 * at_least_1(size.directions) * at_least_1(std::max(size.hidden, size.outputs));
   const double inputs = at_least_1(size.input);
   if (std::max({rows * units, rows * inputs, units * units, units * inputs}) >= 0x1p57)
@@ -212,6 +213,8 @@ inline Sizes check_inputs(const LayerInputs& in) {
   const Sizes size = sizes_of(in);
   if (size.directions != 1 && size.directions != 2)
     fail("c0 must have 1 or 2 directions, got ", size.directions);
+  if (size.outputs > size.hidden)
+    fail("h0 must have at most the ", size.hidden, " units of c0, got ", size.outputs);
   check_size(size, in.batch_sizes.has_value());
   check_memory("input", in.x, in.x.sizes(), type);
   check_tensor("h0", in.h0, {size.directions, size.batch, size.outputs}, type, device);

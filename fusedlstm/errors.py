@@ -35,7 +35,7 @@ def explain(error: Exception, x: Tensor, others: Iterable[tuple[str, Any]]) -> N
 
     Example:
         >>> try:
-        ...     y = torch.ops.fusedlstm.lstm_inference(x, h0, c0, weights, None, None, False)
+        ...     y = torch.ops.fusedlstm.lstm_inference(x, h0, c0, weights, None, None, None, False)
         ... except RuntimeError as error:
         ...     errors.explain(error, x, [("h0", h0), ("c0", c0)])
         ...     raise

@@ -107,7 +107,7 @@ def lstm(
         given = {"lengths": lengths is not None, "resets": resets is not None, "return_states": return_states}
         for name in (name for name, is_given in given.items() if is_given):
             raise ValueError(f"lstm: {name} must not come with a PackedSequence; use pad_packed_sequence(input)")
-        return _packed(input, layers, hx[0].shape[1], p, recompute)
+        return _packed(input, hx, layers, p, recompute)
     x = input.transpose(0, 1) if batch_first else input
     if resets is not None and batch_first:
         resets = resets.transpose(0, 1)
@@ -147,10 +147,11 @@ def _layers(hx: State, weights: Sequence[Tensor], num_layers: int, directions: i
 
 
 def _packed(
-    input: PackedSequence, layers: list[_LayerInputs], N: int, dropout: float, recompute: bool
+    input: PackedSequence, hx: State, layers: list[_LayerInputs], dropout: float, recompute: bool
 ) -> tuple[PackedSequence, State]:
-    if not torch.compiler.is_compiling() and batch_size(input) != N:
-        raise ValueError(f"lstm: hx must have a batch of {batch_size(input)} as the PackedSequence, got {N}")
+    N = hx[0].shape[1]
+    if (sequences := batch_size(input, hx)) != N:
+        raise ValueError(f"lstm: hx must have a batch of {sequences} as the PackedSequence, got {N}")
     if input.data.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "lstm: input must not be a PackedSequence in a CUDA graph, which cannot read batch_sizes on the host;"

@@ -223,6 +223,7 @@ BAD = {
         lambda a: (*a[:3], [a[3][0].T, *a[3][1:]], *a[4:]),
         r"weight_ih of direction 0 must be \[24, 5\], got \[",
     ),
+    "wide": (lambda a: (a[0], a[1].repeat(1, 1, 2), *a[2:]), "h0 must have at most the 6 units of c0, got 12"),
     "count": (lambda a: (*a[:3], a[3][:3], *a[4:]), "weights must hold 2 or 4 tensors"),
     "no_weights": (lambda a: (*a[:3], [], *a[4:]), "weights must hold 2 or 4 tensors"),
     "kind": (

@@ -90,8 +90,8 @@ class BackwardThread {
       barriers_.wait_for_group(thread_);
       gradient_of_input(time_block);
       if (!packs()) {
-        gradients_of_weights_unpacked(time_block, adds);
-        continue;
+        gradients_of_weights_unpacked(time_block);
+        continue;  // the only time block: nobody writes what others still read
       }
       arrange_factors(time_block);
       barriers_.wait_for_group(thread_);
@@ -209,13 +209,13 @@ class BackwardThread {
                args_.reverse, args_.grad_x + args_.rows.offset[time_block.begin] * s_.input, packs_in_gemm());
   }
 
-  // Adds the time block's part to the gradients of weights and biases; without `adds` it is the first. Sums
-  // of few terms: both factors are read as they are.
-  void gradients_of_weights_unpacked(Range time_block, bool adds) {
+  // The gradients of weights and biases from the only time block. Sums of few terms: both factors are read as
+  // they are.
+  void gradients_of_weights_unpacked(Range time_block) {
     const int64_t H = s_.hidden, P = s_.outputs, I = s_.input, depth = entries(time_block);
     const T one = 1;
     const auto add = [&](const T* grad, int64_t rows, const std::vector<const T*>& b, int64_t columns,
-                         T* out) { gemm_unpacked(grad, 1, rows, rows, b, columns, adds, out); };
+                         T* out) { gemm_unpacked(grad, 1, rows, rows, b, columns, false, out); };
     if (args_.grad_weight_ih)
       add(workspace_.grad_gates, G(),
           row_pointers(args_.x + args_.rows.offset[time_block.begin] * I, depth, I), I, args_.grad_weight_ih);
@@ -224,7 +224,7 @@ class BackwardThread {
     if (args_.grad_weight_hr)
       add(workspace_.grad_p, P, row_pointers<T>(workspace_.h, depth, H), H, args_.grad_weight_hr);
     if (args_.grad_bias)  // the sum over the entries
-      gemm_unpacked(&one, 0, 0, 1, row_pointers<T>(workspace_.grad_gates, depth, G()), G(), adds,
+      gemm_unpacked(&one, 0, 0, 1, row_pointers<T>(workspace_.grad_gates, depth, G()), G(), false,
                     args_.grad_bias);
   }
 

@@ -25,6 +25,8 @@ constexpr int64_t kWeightsOfStep = 1 << 18;
 // Rows (steps x batch) of a backward time block, over which the weight gradients sum. A forward block has kMC
 // rows for a row thread, so that its gates stay in the L2 cache.
 constexpr int64_t kBackwardRows = 256;
+// A backward pass that does not pack has one time block, whatever the batch (BackwardThread::run).
+static_assert(kPackedUsesBackward <= kBackwardRows / 2);
 
 }  // namespace
 

@@ -1,5 +1,6 @@
 #include "layer_call.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
@@ -56,14 +57,15 @@ Type type_of(ScalarType type) {
   }
 }
 
-// Both one after the other. The host does not wait for the device: what is copied from memory that is not
-// pinned has left it when the call returns.
-Tensor copied_to(const Device& device, std::vector<int64_t> first, const std::vector<int64_t>& second) {
-  first.insert(first.end(), second.begin(), second.end());
-  const Device cpu(torch::headeronly::DeviceType::CPU);
-  const int64_t size = static_cast<int64_t>(first.size()), stride = 1;
-  const Tensor on_host = torch::stable::from_blob(first.data(), {size}, {stride}, cpu, ScalarType::Long);
-  return torch::stable::to(on_host, device, /*non_blocking=*/true, /*copy=*/true);
+// Both one after the other, on the device of `like`. From pinned memory, which torch keeps until the copy is
+// done: the host need not wait for the device.
+Tensor on_device(const Tensor& like, const std::vector<int64_t>& first, const std::vector<int64_t>& second) {
+  const auto size = static_cast<int64_t>(first.size() + second.size());
+  const Device device = like.device(), host(torch::headeronly::DeviceType::CPU);
+  const Tensor pinned = torch::stable::empty({size}, ScalarType::Long, std::nullopt, host, device.is_cuda());
+  std::copy(second.begin(), second.end(), std::copy(first.begin(), first.end(), pointer<int64_t>(pinned)));
+  return allocated(like, {size}, ScalarType::Long,
+                   [&] { return torch::stable::to(pinned, device, /*non_blocking=*/true, /*copy=*/true); });
 }
 
 }  // namespace
@@ -94,7 +96,7 @@ LayerCall::LayerCall(const LayerInputs& in, Pass pass)
   print_once(plan);
   if (!layer.batch_sizes) return;
   packed.emplace(layer);
-  packed_on_device = copied_to(layer.x.device(), packed->offsets, packed->lengths);
+  packed_on_device = on_device(layer.x, packed->offsets, packed->lengths);
   kernel_sizes.offsets = pointer<const int64_t>(packed_on_device);
   kernel_sizes.lengths = kernel_sizes.offsets + packed->offsets.size();
 }
