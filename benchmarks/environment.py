@@ -15,16 +15,18 @@ from torch.utils.benchmark.utils.timer import timer
 
 import fusedlstm
 from benchmarks.cases import DTYPES
+from fusedlstm import _C
 
 
 @cache
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's."""
+    """The GPU's name, or the processor's with the kernels it runs, in which processors of one name may differ."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
+    name = found[1] if found else platform.processor() or platform.machine()
+    return f"{name}, {_C.instruction_set()}"
 
 
 def folder(device: torch.device) -> str:
