@@ -33,8 +33,8 @@ Tensor allocated(const Tensor& like, Shape sizes, std::optional<ScalarType> type
 }
 
 // Uninitialized, dense and on the device of `like`. torch::stable::new_empty finds its operator by name,
-// which takes a microsecond longer. It fills memory with NaN where torch's deterministic mode asks for it; of
-// that mode nothing is to be seen here, so that the tests have FUSEDLSTM_POISON=1 instead.
+// which takes a microsecond longer. In torch's deterministic mode new_empty fills memory with NaN. The stable
+// ABI does not show that mode, so the tests set FUSEDLSTM_POISON=1.
 inline Tensor allocate(const Tensor& like, Shape sizes, std::optional<ScalarType> type = {}) {
   static const char* const poison = std::getenv("FUSEDLSTM_POISON");
   return allocated(like, sizes, type, [&] {

@@ -48,7 +48,7 @@ struct ForwardArgs {
   const T* h0;     // [N, P]
   const T* c0;     // [N, H]
   const T* zeros;  // [max(H, P)]  state before a segment; may be null without resets
-  T* gates;        // [S, 4H]      or of the entries of a time block, for which step t begins at gates_offset
+  T* gates;        // [S, 4H], or [B, 4H] of one time block; step t begins at entry gates_offset[t]
   const int64_t* gates_offset;  // [T]
   int64_t gates_stride;
   bool keep_gates;  // write the activated gates; without it `gates` is workspace, unused with input_in_step
