@@ -81,6 +81,7 @@ def measure(
                 yield Row(**facts, provider=provider.name, error=_text(error))
         _take_turns(runners, seconds * len(runners), settle=device.type == "cpu")
         baseline = next((runner for runner in runners if runner.provider.name == BASELINE), None)
+        gc.collect()  # garbage that is freed in a call whose memory is measured would hide some of what it takes
         for runner in runners:
             yield _row(runner, baseline, facts, device)
 
@@ -341,7 +342,6 @@ def _peak_mib_of_cpu(runner: Runner) -> float | None:
     clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not clear.exists():
         return None
-    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # or the call would take memory that an earlier one has freed
     clear.write_text("5")  # the peak becomes what there is now
     before = _kib(status, "VmRSS")

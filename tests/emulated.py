@@ -63,7 +63,7 @@ def build_with(csrc: Path, folder: Path) -> Path:
     sanitize = ["-fsanitize=address"] if ASAN else []
     flags = [*FLAGS, *sanitize, "-O0", "-fPIC", f"-I{csrc}", f"-I{ROOT / 'tests'}"]
     subprocess.run(["c++", *flags, "-c", ROOT / "tests/emulation/kernels.cpp", "-o", kernels], check=True)
-    objects = [path for path in sorted(built.glob("*.o")) if path.name != kernels.name]
+    objects = [built / f"{source.stem}.o" for source in SOURCES if source.stem != kernels.stem]
     libraries = Path(torch.__file__).parent / "lib"
     link = [f"-L{libraries}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{libraries}"]
     subprocess.run(["c++", "-shared", *sanitize, kernels, *objects, *link, "-o", library], check=True)

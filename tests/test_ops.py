@@ -1,5 +1,6 @@
 """The operators as torch sees them: schemas, fake kernels, memory, threads, errors of direct callers."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -64,10 +65,17 @@ SHAPES = {
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch 2.14's own
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+# The shapes that a fake kernel returns do not depend on the dtype: float32 has every shape, the others the fullest two.
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        (shape, dtype)
+        for shape, dtype in itertools.product(SHAPES, DTYPES)
+        if dtype == "f32" or shape in ("resets", "packed_and_projected")
+    ],
+)
 def test_opcheck(shape, dtype, device):
-    args = _arguments(device, dtype, **shape)
+    args = _arguments(device, DTYPES[dtype], **SHAPES[shape])
     torch.library.opcheck(_ops.lstm_inference.default, args)
     y, h_n, c_n, cells, gates = _forward(*args)
     torch.library.opcheck(_ops.lstm_recompute.default, (*args, y))
