@@ -15,6 +15,7 @@ import fusedlstm
 Arguments = dict[str, Any]
 
 
+_OF_HX = ("hx", "h0", "c0")  # the pair, or the state that an operator refuses
 _OF_SPARSE = ("Sparse", "memory format")  # torch's own words, for a sparse tensor
 
 
@@ -178,7 +179,7 @@ def _module(rng: random.Random) -> BadCall:
         names = ("input", "hx")  # hx does not fit the batch of this input
     elif which == "hx":
         text, arguments["hx"] = _wrong_hx(rng, given["h0"], given["c0"])
-        names = ("hx", "h0", "c0")
+        names = _OF_HX
     else:
         wrong = (
             _wrong_lengths(rng, given["lengths"], size.T) if which == "lengths" else _wrong_resets(rng, given["resets"])
@@ -195,7 +196,7 @@ def _cell(rng: random.Random) -> BadCall:
         text, x = _spoil(rng, x)
         return BadCall(f"LSTMCell, input: {text}", ("input", "hx"), lambda: cell(x, (h, c)))
     text, hx = _wrong_hx(rng, h, c)
-    return BadCall(f"LSTMCell, {text}", ("hx", "h0", "c0"), lambda: cell(x, hx))
+    return BadCall(f"LSTMCell, {text}", _OF_HX, lambda: cell(x, hx))
 
 
 def _function(rng: random.Random) -> BadCall:
@@ -212,7 +213,7 @@ def _function(rng: random.Random) -> BadCall:
         h0 = rng.random() < 0.5
         text, wrong = _wrong_shape(rng, given["h0" if h0 else "c0"])
         arguments["hx"] = (wrong, given["c0"]) if h0 else (given["h0"], wrong)
-        names = ("hx", "h0", "c0", "weight")
+        names = (*_OF_HX, "weight")
     elif which == "weights":
         text, arguments["weights"] = rng.choice(
             (("none", []), ("one less", weights[:-1]), ("one more", [*weights, weights[0]]))
@@ -248,6 +249,7 @@ def _packed(rng: random.Random) -> BadCall:
     elif which == "hx":
         h0, c0 = torch.randn(1 + lstm.bidirectional, 3, 5), torch.randn(1 + lstm.bidirectional, 3, 5)
         text, options["hx"] = _wrong_hx(rng, h0, c0)
+        names = _OF_HX
     elif which == "batch_sizes":
         text, names = "of another sequence", ("batch_sizes", "batch of", "index 0", "negative dimension", "memory")
         wrong = (
