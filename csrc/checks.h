@@ -126,7 +126,6 @@ inline void check_memory(const Name& name, const Tensor& tensor, Shape sizes, Sc
     fail(name, " must have memory, got a tensor without data");
 }
 
-// A tensor whose sizes are those of the call.
 inline void check_rank(const Name& name, const Tensor& tensor, int64_t rank, const char* layout) {
   if (tensor.dim() != rank) fail(name, " must be ", layout, ", got ", ShapeText{tensor.sizes()});
 }

@@ -1,5 +1,5 @@
-// The operators: one call is one layer, all its directions. Shapes are in layer.h, checks in operators.h,
-// kernels in cpu/ and cuda/, autograd in fusedlstm/ops.py, fake kernels in fusedlstm/fakes.py.
+// The operators: one call is one layer, all its directions. Shapes and checks are in layer.h, kernels
+// in cpu/ and cuda/, autograd in fusedlstm/ops.py, fake kernels in fusedlstm/fakes.py.
 #include "stable.h"
 
 STABLE_TORCH_LIBRARY(fusedlstm, m) {

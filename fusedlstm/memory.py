@@ -27,9 +27,8 @@ def check(name: str, tensor: Tensor) -> None:
         return
     try:
         given = tensor.untyped_storage().nbytes()
-    except (
-        RuntimeError
-    ):  # one of a transform has another inside; sparse and nested tensors have no storage of their own
+    except RuntimeError:
+        # A tensor of a transform has another inside. Sparse and nested tensors have no storage of their own.
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             check(name, torch._C._functorch.get_unwrapped(tensor))
         return

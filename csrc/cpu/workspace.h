@@ -3,8 +3,8 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <exception>
 #include <memory>
-#include <stdexcept>
 #include <utility>
 #include <vector>
 

@@ -6,7 +6,6 @@ import json
 import os
 import reprlib
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import safetensors
@@ -21,7 +20,6 @@ from fusedlstm.lm.layout import Layout, expected
 
 FORMAT = "fusedlstm.lm"
 VERSION = 1
-
 
 _RULE = "checkpoint must be a file that 'python -m fusedlstm train' wrote"
 _SHOWN = 100  # characters of a wrong value
@@ -109,21 +107,11 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     """
     name = os.fspath(path)
     try:
-        with _open(name) as opened:
+        with files.open_to_read(name) as opened:
             return _load(opened, name)
     except OSError as error:  # here, since safetensors gives no reason
         reason = error.strerror or error
         raise OSError(f"{_RULE}, cannot read {name or 'an empty name'}: {reason}; check the path") from error
-
-
-def _open(name: str) -> BinaryIO:
-    if not name:
-        raise OSError("it names no file")
-    if "\0" in name:
-        raise OSError("its name holds a zero byte")
-    if found := files.kind(Path(name).stat().st_mode):
-        raise OSError(f"it is {found}")
-    return Path(name).open("rb")
 
 
 def _load(opened: BinaryIO, name: str) -> Checkpoint:

@@ -6,13 +6,11 @@ import codecs
 import hashlib
 import os
 import re
-import stat
 import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -188,7 +186,7 @@ def _read(names: Sequence[str]) -> bytes:
     for name in names:
         before = len(text)
         try:
-            with _open(name) as file:
+            with files.open_to_read(name, pipes=True) as file:
                 size = before + os.fstat(file.fileno()).st_size
                 while size <= limit and (block := file.read(_READ_BYTES)):
                     text += block
@@ -202,19 +200,6 @@ def _read(names: Sequence[str]) -> bytes:
         if len(text) == before:
             raise InputError(f"data must hold text, got an empty file: {name}; leave it out")
     return bytes(text)
-
-
-def _open(name: str) -> BinaryIO:
-    """Opens a file or a pipe; a device may have no end."""
-    if not name:
-        raise OSError("it names no file")
-    if "\0" in name:
-        raise OSError("its name holds a zero byte")
-    mode = Path(name).stat().st_mode
-    found = files.kind(mode)
-    if found and not stat.S_ISFIFO(mode):
-        raise OSError(f"it is {found}")
-    return Path(name).open("rb")
 
 
 def _standard_library() -> bytes:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -29,9 +30,41 @@ _LOCK_BYTES = 300
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
-def kind(mode: int) -> str | None:
+def _kind(mode: int) -> str | None:
     """What the st_mode of a file says it is, None if that is a regular file."""
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
+
+
+def open_to_read(name: str, pipes: bool = False) -> BinaryIO:
+    """Open a regular file for reading; a device may have no end.
+
+    Args:
+        name: absolute, or relative to the working directory.
+        pipes: whether it may be a pipe too.
+
+    Returns:
+        The file, at its beginning.
+
+    Raises:
+        OSError: it is something else, or cannot be read.
+
+    Example:
+        >>> with open_to_read("text.txt") as file:  # doctest: +SKIP
+        ...     text = file.read()
+    """
+    _check_name(name)
+    mode = Path(name).stat().st_mode
+    found = _kind(mode)
+    if found and not (pipes and stat.S_ISFIFO(mode)):
+        raise OSError(f"it is {found}")
+    return Path(name).open("rb")
+
+
+def _check_name(name: str) -> None:
+    if not name or name.endswith(os.sep):
+        raise OSError("the name of a file is missing")
+    if "\0" in name:
+        raise OSError("its name holds a zero byte")
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
@@ -51,13 +84,10 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         'model.safetensors'
     """
     name = os.fspath(path)
-    if not name or name.endswith(os.sep):
-        raise OSError("the name of a file is missing")
-    if "\0" in name:
-        raise OSError("its name holds a zero byte")
+    _check_name(name)
     target = Path(os.path.realpath(name))
     try:
-        found = kind(os.stat(name).st_mode)  # noqa: PTH116 - of the name as it is, since Path drops a final dot
+        found = _kind(os.stat(name).st_mode)  # noqa: PTH116 - of the name as it is, since Path drops a final dot
     except FileNotFoundError as error:
         if Path(name).is_symlink():
             raise OSError("it is a link to no file") from error

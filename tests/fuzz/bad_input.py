@@ -3,7 +3,7 @@
 import functools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -282,8 +282,7 @@ def _packed(rng: random.Random) -> BadCall:
 
 def _operator(rng: random.Random) -> BadCall:
     """The operators themselves, which read memory as their arguments say."""
-    size = _sizes(rng)
-    size = _Sizes(size.T, size.N, size.I, size.H, 1, size.D, size.P)
+    size = replace(_sizes(rng), L=1)
     given, weights = size.tensors(), [weight.detach() for weight in _lstm(size).parameters()]
     names = "x", "h0", "c0", "weights", "lengths", "resets", "batch_sizes", "tf32"
     arguments: Arguments = dict(zip(names, [given["input"], given["h0"], given["c0"], weights], strict=False))

@@ -170,7 +170,7 @@ def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("link")
     for path, message in (
-        ("", "cannot read an empty name: it names no file"),
+        ("", "cannot read an empty name: the name of a file is missing"),
         ("a\0b", "its name holds a zero byte"),
         ("/dev/zero", "it is a device"),
         (tmp_path, "it is a folder"),
