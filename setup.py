@@ -36,6 +36,7 @@ CUDA_SOURCES = [
     "csrc/cuda/forward.cpp",
     "csrc/cuda/backward.cpp",
     "csrc/cuda/context.cpp",
+    "csrc/cuda/launch_time.cu",
     "csrc/cuda/persistent_backward.cu",
     "csrc/cuda/persistent_forward.cu",
     "csrc/cuda/persistent_setup.cu",

@@ -213,6 +213,8 @@ inline Sizes check_inputs(const LayerInputs& in) {
   const Sizes size = sizes_of(in);
   if (size.directions != 1 && size.directions != 2)
     fail("c0 must have 1 or 2 directions, got ", size.directions);
+  if (size.hidden < 1) fail("c0 must have at least 1 hidden unit, got ", size.hidden);
+  if (size.outputs < 1) fail("h0 must have at least 1 output, got ", size.outputs);
   if (size.outputs > size.hidden)
     fail("h0 must have at most the ", size.hidden, " units of c0, got ", size.outputs);
   check_size(size, in.batch_sizes.has_value());

@@ -2,9 +2,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "cpu/kernels/isa.h"
 #include "cpu/plan.h"
@@ -61,9 +64,11 @@ void bind_plan(pybind11::module_& m) {
            pybind11::kw_only(), "steps"_a, "batch"_a, "hidden"_a, "outputs"_a = pybind11::none(),
            "directions"_a = 1, "dtype"_a = "float32", "tf32"_a = false, "backward"_a = false);
   pybind11::class_<Limits>(m, "Limits", "What a GPU offers.")
-      .def(pybind11::init<int, int, int, int, int, double>(), pybind11::kw_only(), "multiprocessors"_a,
-           "threads_per_multiprocessor"_a, "registers_per_multiprocessor"_a = 65'536, "shared_memory"_a = 0,
-           "compute_capability"_a = 0, "clock_ghz"_a = 1.0);
+      .def(pybind11::init<int, int, int, int, int, double, int64_t, double, double>(), pybind11::kw_only(),
+           "multiprocessors"_a, "threads_per_multiprocessor"_a, "registers_per_multiprocessor"_a = 65'536,
+           "shared_memory"_a = 0, "compute_capability"_a = 0, "clock_ghz"_a = 1.0,
+           "l2_bytes"_a = Limits{}.l2_bytes, "memory_gb_s"_a = Limits{}.memory_gb_s,
+           "launch_us"_a = Limits{}.launch_us);
   pybind11::class_<StepwisePlan>(m, "StepwisePlan", "The kernel that updates all cells of a step.")
       .def_readonly("units", &StepwisePlan::units)
       .def_readonly("threads", &StepwisePlan::threads)
@@ -91,10 +96,27 @@ void bind_plan(pybind11::module_& m) {
       .def("__repr__", &to_string);
   m.def(
       "make_plan",
-      [](const Problem& problem, const Limits& limits, const std::string& strategy) {
-        return make_plan(problem, limits, choice_named(strategy));
+      [](const Problem& problem, const Limits& limits, const std::string& strategy,
+         std::optional<std::array<int, 3>> division) {
+        std::optional<Division> told;
+        if (division) told = {(*division)[0], (*division)[1], (*division)[2]};
+        return make_plan(problem, limits, choice_named(strategy), told);
       },
-      "problem"_a, "limits"_a, "strategy"_a = "fastest", "Chooses; asks no GPU.");
+      "problem"_a, "limits"_a, "strategy"_a = "fastest", "division"_a = pybind11::none(),
+      "Chooses; asks no GPU. A division is (groups, weight_tiles, row_tiles_per_chunk).");
+  m.def(
+      "persistent_plans",
+      [](const Problem& problem, const Limits& limits, const std::string& signal) {
+        if (signal != "data" && signal != "flag")
+          throw std::invalid_argument("plan: signal must be data or flag, got " + signal);
+        std::vector<std::pair<PersistentPlan, double>> plans;
+        for (const auto& [plan, us] :
+             persistent_plans(problem, limits, signal == "flag" ? Signal::flag : Signal::data))
+          plans.emplace_back(plan, us);
+        return plans;
+      },
+      "problem"_a, "limits"_a, "signal"_a,
+      "All that fit, each with its predicted microseconds a step, the fastest first.");
 }
 
 void bind_cpu_plan(pybind11::module_& m) {

@@ -22,6 +22,9 @@ class Limits:
         shared_memory: int = 0,
         compute_capability: int = 0,
         clock_ghz: float = 1.0,
+        l2_bytes: int = 52428800,
+        memory_gb_s: float = 3350.0,
+        launch_us: float = 5.0,
     ) -> None: ...
 
 class StepwisePlan:
@@ -83,7 +86,10 @@ class CpuPlan:
 
 def build_info() -> dict[str, str]: ...
 def instruction_set() -> str: ...
-def make_plan(problem: Problem, limits: Limits, strategy: str = "fastest") -> KernelPlan: ...
+def make_plan(
+    problem: Problem, limits: Limits, strategy: str = "fastest", division: tuple[int, int, int] | None = None
+) -> KernelPlan: ...
+def persistent_plans(problem: Problem, limits: Limits, signal: str) -> list[tuple[PersistentPlan, float]]: ...
 def make_cpu_plan(
     *,
     steps: int,

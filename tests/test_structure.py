@@ -106,7 +106,7 @@ def test_native_sources_know_only_what_their_role_needs(path):
 def test_cuda_is_known_where_it_must_be(path):
     """Whatever else is in csrc/ compiles without a toolkit; that is what lets kernels and plan run in these tests."""
     toolkit = [name for name in _includes(path) if name.startswith(("cuda_", "cublas"))]
-    assert not toolkit or path.name in ("device.cuh", "launch.h", "context.cpp")
+    assert not toolkit or path.name in ("device.cuh", "runtime.h", "context.cpp")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

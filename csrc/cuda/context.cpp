@@ -10,6 +10,7 @@
 #include <mutex>
 
 #include "../checks.h"
+#include "launch_time.h"
 
 namespace fusedlstm::cuda {
 namespace {
@@ -50,7 +51,20 @@ Limits limits_of(int device) {
           .shared_memory = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
           .compute_capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
                                 attribute(cudaDevAttrComputeCapabilityMinor),
-          .clock_ghz = attribute(cudaDevAttrClockRate) * 1e-6};
+          .clock_ghz = attribute(cudaDevAttrClockRate) * 1e-6,
+          .l2_bytes = attribute(cudaDevAttrL2CacheSize),
+          // Bits of the bus to bytes; the memory sends two in a cycle of its clock, which is given in kHz.
+          .memory_gb_s = attribute(cudaDevAttrGlobalMemoryBusWidth) / 8.0 * 2 *
+                         attribute(cudaDevAttrMemoryClockRate) * 1e-6};
+}
+
+// Whether what is launched on a stream goes into a graph. No answer means that the stream is the default one and
+// another captures: a launch would fail there, and says so itself.
+bool captures(Stream stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &status) == cudaSuccess) return status != cudaStreamCaptureStatusNone;
+  cudaGetLastError();
+  return false;
 }
 
 cublasOperation_t operation(const Matrix& matrix) {
@@ -99,14 +113,20 @@ Stream Context::stream() const {
   return implementation_->stream;
 }
 
-// The clock's rate is asked of the driver for 0.38 ms (an H200, CUDA 13.0); the others are there at once.
+// The clock's rate is asked of the driver for 0.38 ms (an H200, CUDA 13.0), so each device is asked once.
 Limits Context::limits() const {
   static std::mutex mutex;
   static std::map<int, Limits> known;
-  const std::lock_guard lock(mutex);
-  const auto found = known.find(implementation_->device);
-  if (found != known.end()) return found->second;
-  return known.emplace(implementation_->device, limits_of(implementation_->device)).first->second;
+  Limits limits;
+  {
+    const std::lock_guard lock(mutex);
+    auto found = known.find(implementation_->device);
+    if (found == known.end())
+      found = known.emplace(implementation_->device, limits_of(implementation_->device)).first;
+    limits = found->second;
+  }
+  limits.launch_us = captures(implementation_->stream) ? 0 : launch_us();
+  return limits;
 }
 
 constexpr int64_t kSmallProduct = int64_t{1} << 22;  // multiplications

@@ -31,6 +31,19 @@ StrategyChoice strategy_choice() {
   return *named;
 }
 
+// FUSEDLSTM_PLAN divides the layer for persistent launches, for a comparison of divisions.
+std::optional<Division> division() {
+  const char* const text = std::getenv("FUSEDLSTM_PLAN");
+  if (!text) return std::nullopt;
+  Division division{};
+  int read = 0;
+  if (std::sscanf(text, "%d,%d,%d%n", &division.groups, &division.weight_tiles, &division.row_tiles_per_chunk,
+                  &read) != 3 ||
+      text[read] != '\0')
+    fail("FUSEDLSTM_PLAN must be groups,weight_tiles,row_tiles_per_chunk, such as 2,4,4, got ", text);
+  return division;
+}
+
 // FUSEDLSTM_SM_MARGIN multiprocessors are left to other work, such as the kernels that DDP communicates with.
 Limits limits_with_margin(const Context& context) {
   Limits limits = context.limits();
@@ -83,7 +96,7 @@ LayerCall::LayerCall(const LayerInputs& in, Pass pass)
                       .type = type_of(io),
                       .tf32 = in.allow_tf32,
                       .pass = pass},
-                     limits_with_margin(context), strategy_choice())),
+                     limits_with_margin(context), strategy_choice(), division())),
       kernel_sizes{layer.size.steps,
                    layer.size.batch,
                    layer.size.hidden,

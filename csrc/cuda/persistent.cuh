@@ -177,9 +177,7 @@ bool launch_persistent(const char* name, void (*kernel)(Args), const Args& args,
                         .stream = stream,
                         .shared_memory = static_cast<std::size_t>(shared_bytes(args.plan)),
                         .cooperative = true};
-  if (!fits(kernel, settings)) return false;
-  launch(name, kernel, settings, args);
-  return true;
+  return launch_resident(name, kernel, settings, args);
 }
 
 // Calls f<PersistentTraits> for the type and the plan.

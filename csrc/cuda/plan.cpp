@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <stdexcept>
 
@@ -22,16 +23,22 @@ struct Model {
   // (five exponentials and about forty others), counted in the SASS of stepwise_forward.cu for sm_90.
   int64_t instructions_per_thread = 40, instructions_per_unit = 50;
 
-  // The host's time to launch a cuBLAS product (backward, cuBLAS often needs a second kernel, which adds up
-  // partial sums) and a kernel: 9.3 to 17 us and 4.9 us (launches.jsonl). Most steps took 20 to 29 us in all
-  // (tiers.jsonl).
-  double product_host_us = 15, product_backward_host_us = 22, kernel_host_us = 4.9;
+  // The host's time to start a cuBLAS product, in launches of a kernel: 11.4 to 17 us where one takes 4.9 us
+  // (launches.jsonl). Backward, cuBLAS often needs a second kernel, which adds up partial sums. Most steps took
+  // 20 to 29 us in all on that host (tiers.jsonl).
+  double product_launches = 3.1, product_backward_launches = 4.5;
   // The shortest time of a step's product and of its kernel on the device (calibration.jsonl, "kernels":
-  // cuDNN's take 2.3 and 1.9 us at N 64, H 160), and the gap between two kernels ("launch", in a graph).
-  double product_us = 2.5, cells_us = 1.9, gap_us = 0.55;
-  double weight_bytes_per_us = 4.0e6;  // read from the L2 cache by a product
-  double cell_bytes_per_us = 3.0e6;
-  double product_flops_share = 0.5;  // of the tensor cores' rate in such products
+  // cuDNN's take 2.3 and 1.9 us at N 64, H 160), backward that of the second kernel, and the gap between two
+  // kernels ("launch", in a graph).
+  double product_us = 2.5, partial_sums_us = 1.8, cells_us = 1.9, gap_us = 0.55;
+  // Of the tensor cores' rate in products of many rows: forward 14.7 and 29.7 us in bfloat16 and TF32 at N 256,
+  // H 2048 (launches.jsonl), where 13.6 and 27 us are the operations'. Backward the sums are four times as
+  // long and their tiles a quarter as many: by the 34 us of a step of that size (rows.csv).
+  double product_share = 0.95, product_backward_share = 0.6;
+  // A product reads the weights from the L2 cache, of which about half holds what the step before has read
+  // too, else from memory. A multiprocessor reads 15.3 bytes a cycle: 2.1 us for 8.4 MB (calibration.jsonl,
+  // "gemm", in a graph: 4.26 us at N 64, H 1024, bfloat16). The shares are of the memory's rate.
+  double l2_bytes_per_cycle = 15.3, l2_share = 0.55, weights_share = 0.88, cells_share = 0.62;
 
   // Fitted by nonnegative least squares to the durations of 80 forward and 78 backward launches
   // (tiers.jsonl): 5 and 6% off on average, 19 and 26% at most.
@@ -93,19 +100,31 @@ double cell_bytes(const Problem& problem) {
   return static_cast<double>(problem.pass == Pass::forward ? 9 * compute + io : 7 * compute + 5 * io);
 }
 
+double rounded_launch_us(const Limits& limits) {
+  if (limits.launch_us <= 0) return 0;
+  return kLaunchUs * std::exp2(std::round(std::log2(limits.launch_us / kLaunchUs)));
+}
+
+// The longer of what a step takes the device and what it takes the host, which starts the next one meanwhile.
 double stepwise_us(const Problem& problem, const StepwisePlan& plan, const Limits& limits) {
+  const bool forward = problem.pass == Pass::forward;
+  const double cycles_per_us = limits.clock_ghz * 1e3, memory_per_us = limits.memory_gb_s * 1e3;
   const double cells = static_cast<double>(problem.directions * problem.batch * problem.hidden);
   const double weights = 4.0 * problem.directions * problem.hidden * problem.outputs * io_bytes(problem.type);
   const double flops = 8.0 * cells * problem.outputs;
-  const double rate = kModel.product_flops_share * flops_per_cycle(problem, limits) * limits.multiprocessors *
-                      limits.clock_ghz * 1e3;
-  const double product = kModel.product_us + std::max(weights / kModel.weight_bytes_per_us, flops / rate);
-  const double update = kModel.cells_us + cells * cell_bytes(problem) / kModel.cell_bytes_per_us;
+  const double flops_per_us = (forward ? kModel.product_share : kModel.product_backward_share) *
+                              flops_per_cycle(problem, limits) * limits.multiprocessors * cycles_per_us;
+  const double weights_per_us = weights <= kModel.l2_share * static_cast<double>(limits.l2_bytes)
+                                    ? kModel.l2_bytes_per_cycle * limits.multiprocessors * cycles_per_us
+                                    : kModel.weights_share * memory_per_us;
+  const double product = kModel.product_us + (forward ? 0 : kModel.partial_sums_us) +
+                         std::max(weights / weights_per_us, flops / flops_per_us);
+  const double update = kModel.cells_us + cells * cell_bytes(problem) / (kModel.cells_share * memory_per_us);
   const int products = plan.launches_per_step - 1;
-  const double product_host =
-      problem.pass == Pass::forward ? kModel.product_host_us : kModel.product_backward_host_us;
-  return std::max(products * product_host + kModel.kernel_host_us,
-                  products * product + update + plan.launches_per_step * kModel.gap_us);
+  const double device = products * product + update + plan.launches_per_step * kModel.gap_us;
+  const double launches =
+      products * (forward ? kModel.product_launches : kModel.product_backward_launches) + 1;
+  return std::max(device, launches * rounded_launch_us(limits));
 }
 
 double persistent_us(const Problem& problem, const PersistentPlan& plan, const Limits& limits) {
@@ -131,17 +150,17 @@ int k_blocks_for(const Problem& problem) {
   return found == compiled.end() ? 0 : *found;
 }
 
-// The fastest of the persistent plans that fit, by the model.
-std::optional<PersistentPlan> plan_persistent(const Problem& problem, const Limits& limits, Signal signal) {
-  std::optional<PersistentPlan> best;
+// Calls use(plan) for each persistent plan that fits.
+template <class Use>
+void for_each_persistent_plan(const Problem& problem, const Limits& limits, Signal signal, const Use& use) {
   const bool has_kernels = problem.outputs == problem.hidden && limits.compute_capability >= 80 &&
                            (io_bytes(problem.type) == 2 || (problem.type == Type::float32 && problem.tf32));
   const int64_t row_tiles = ceil_div(problem.batch, kRowTile);
   // The flag of a block counts the chunks of all steps in 32 bits.
-  if (!has_kernels || problem.steps * row_tiles >= int64_t{1} << 31) return best;
+  if (!has_kernels || problem.steps * row_tiles >= int64_t{1} << 31) return;
   const bool forward = problem.pass == Pass::forward;
   const int k_blocks = forward ? k_blocks_for<Pass::forward>(problem) : k_blocks_for<Pass::backward>(problem);
-  if (k_blocks == 0) return best;
+  if (k_blocks == 0) return;
 
   // A block has up to 8 shares of its direction's units: forward an octet, so that each warp updates one,
   // backward a weight tile.
@@ -164,12 +183,23 @@ std::optional<PersistentPlan> plan_persistent(const Problem& problem, const Limi
                                   .update_passes = forward || 2 * shares * chunk <= kPersistentWarps ? 1 : 2,
                                   .signal = signal,
                                   .pass = problem.pass};
-        if (shared_bytes(plan) > limits.shared_memory) continue;
-        if (!best || persistent_us(problem, plan, limits) < persistent_us(problem, *best, limits))
-          best = plan;
+        if (shared_bytes(plan) <= limits.shared_memory) use(plan);
       }
     }
   }
+}
+
+// The fastest of them by the model, or of those that divide the layer as they are told.
+std::optional<PredictedPlan> plan_persistent(const Problem& problem, const Limits& limits, Signal signal,
+                                             const std::optional<Division>& division) {
+  std::optional<PredictedPlan> best;
+  for_each_persistent_plan(problem, limits, signal, [&](const PersistentPlan& plan) {
+    if (division && !(plan.groups == division->groups && plan.weight_tiles == division->weight_tiles &&
+                      plan.row_tiles_per_chunk == division->row_tiles_per_chunk))
+      return;
+    const double us = persistent_us(problem, plan, limits);
+    if (!best || us < best->us) best = {plan, us};
+  });
   return best;
 }
 
@@ -181,7 +211,16 @@ std::string format(const char* pattern, auto... values) {
 
 }  // namespace
 
-KernelPlan make_plan(const Problem& problem, const Limits& limits, StrategyChoice choice) {
+KernelPlan make_plan(const Problem& problem, const Limits& limits, StrategyChoice choice,
+                     const std::optional<Division>& division) {
+  const auto at_least_1 = [](const char* name, int64_t value) {
+    if (value < 1)
+      throw std::invalid_argument("plan: " + std::string(name) + " must be at least 1, got " +
+                                  std::to_string(value));
+  };
+  at_least_1("hidden", problem.hidden);
+  at_least_1("outputs", problem.outputs);
+  at_least_1("directions", problem.directions);
   // Indices inside one step are 32-bit; the largest is that of a gate.
   constexpr int64_t kMaxGates = (int64_t{1} << 31) - 1;
   const int64_t gates = 4 * problem.directions * problem.batch * problem.hidden;
@@ -198,22 +237,40 @@ KernelPlan make_plan(const Problem& problem, const Limits& limits, StrategyChoic
                   .persistent_us = 0,
                   .reason = "asked for"};
   if (choice == StrategyChoice::stepwise) return plan;
-  std::optional<PersistentPlan> persistent = plan_persistent(
-      problem, limits, choice == StrategyChoice::persistent_flags ? Signal::flag : Signal::data);
-  if (persistent && choice == StrategyChoice::fastest) {
-    const std::optional<PersistentPlan> flags = plan_persistent(problem, limits, Signal::flag);
-    if (persistent_us(problem, *flags, limits) < persistent_us(problem, *persistent, limits))
-      persistent = flags;
+  const bool fastest = choice == StrategyChoice::fastest;
+  std::optional<PredictedPlan> best = plan_persistent(
+      problem, limits, choice == StrategyChoice::persistent_flags ? Signal::flag : Signal::data, division);
+  if (best && fastest) {
+    const std::optional<PredictedPlan> flags = plan_persistent(problem, limits, Signal::flag, division);
+    if (flags->us < best->us) best = flags;
   }
-  if (!persistent) {
+  if (!best && division)
+    throw std::invalid_argument(
+        "plan: groups,weight_tiles,row_tiles_per_chunk must be a division of this layer that fits the device, "
+        "got " +
+        std::to_string(division->groups) + "," + std::to_string(division->weight_tiles) + "," +
+        std::to_string(division->row_tiles_per_chunk) + "; fusedlstm._C.persistent_plans lists them");
+  if (!best) {
     plan.reason = "no persistent kernel takes this layer on this device";
     return plan;
   }
-  plan.persistent_us = persistent_us(problem, *persistent, limits);
-  if (choice == StrategyChoice::fastest) plan.reason = "predicted to be faster";
-  if (choice == StrategyChoice::fastest && plan.persistent_us >= plan.stepwise_us) return plan;
-  plan.persistent = persistent;
+  plan.persistent_us = best->us;
+  if (fastest && !division) {
+    plan.reason = limits.launch_us > 0 ? "predicted to be faster" : "predicted to be faster in a graph";
+    if (plan.persistent_us >= plan.stepwise_us) return plan;
+  }
+  plan.persistent = best->plan;
   return plan;
+}
+
+std::vector<PredictedPlan> persistent_plans(const Problem& problem, const Limits& limits, Signal signal) {
+  std::vector<PredictedPlan> plans;
+  for_each_persistent_plan(problem, limits, signal, [&](const PersistentPlan& plan) {
+    plans.push_back({plan, persistent_us(problem, plan, limits)});
+  });
+  std::stable_sort(plans.begin(), plans.end(),
+                   [](const PredictedPlan& a, const PredictedPlan& b) { return a.us < b.us; });
+  return plans;
 }
 
 std::optional<StrategyChoice> strategy_named(const std::string& name) {

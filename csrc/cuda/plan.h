@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "../cell.h"
 #include "traits.h"
@@ -25,7 +26,14 @@ struct Limits {
   int shared_memory = 0;       // bytes that one block can have
   int compute_capability = 0;  // 10 * major + minor
   double clock_ghz = 1.0;
+  // What is not known is taken to be an H100's.
+  int64_t l2_bytes = int64_t{50} << 20;
+  double memory_gb_s = 3350;  // by bus width and clock
+  // The host's time to launch a kernel, in microseconds. 0: a graph will launch it, and only the device's time
+  // counts. The plan rounds it to kLaunchUs times a power of two, so that runs on one machine choose alike.
+  double launch_us = 5;
 };
+constexpr double kLaunchUs = 1.25;
 
 // A product and a kernel for each step. Of the kernel that updates all cells of a step.
 struct StepwisePlan {
@@ -89,6 +97,11 @@ struct KernelPlan {
   std::string reason;
 };
 
+// Which part of the layer each block of a persistent launch takes.
+struct Division {
+  int groups, weight_tiles, row_tiles_per_chunk;  // as in PersistentPlan
+};
+
 // StrategyChoice::fastest leaves the choice to the model; the others force a strategy, a persistent one where
 // it fits.
 enum class StrategyChoice { fastest, stepwise, persistent, persistent_flags };
@@ -96,9 +109,18 @@ constexpr const char* kStrategyNames = "fastest, stepwise, persistent or persist
 // Nothing for a name that is none of kStrategyNames.
 std::optional<StrategyChoice> strategy_named(const std::string& name);
 
-// Throws std::invalid_argument for a problem that no kernel can take.
+// With a `division` a persistent launch divides the layer so, unless `choice` is stepwise. Throws
+// std::invalid_argument for a problem that no kernel can take, and for a division that does not fit.
 KernelPlan make_plan(const Problem& problem, const Limits& limits,
-                     StrategyChoice choice = StrategyChoice::fastest);
+                     StrategyChoice choice = StrategyChoice::fastest,
+                     const std::optional<Division>& division = std::nullopt);
+
+// All persistent plans among which make_plan chooses, with their predicted times of a step, the fastest first.
+struct PredictedPlan {
+  PersistentPlan plan;
+  double us;
+};
+std::vector<PredictedPlan> persistent_plans(const Problem& problem, const Limits& limits, Signal signal);
 
 std::string to_string(const KernelPlan& plan);
 

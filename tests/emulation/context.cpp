@@ -76,6 +76,10 @@ extern "C" __attribute__((visibility("default"))) void fusedlstm_emulation_set_m
     unsigned count) {
   fusedlstm::emulation::set_multiprocessors(count);
 }
+extern "C" __attribute__((visibility("default"))) void fusedlstm_emulation_refuse_cooperative_launches(
+    bool refuse) {
+  fusedlstm::emulation::refuse_cooperative_launches(refuse);
+}
 // Kernels and products that the device was given since.
 extern "C" __attribute__((visibility("default"))) uint64_t fusedlstm_emulation_work() {
   return fusedlstm::emulation::launches() + fusedlstm::cuda::products;

@@ -12,13 +12,22 @@ namespace fusedlstm::emulation {
 void set_seed(uint64_t seed);
 void set_multiprocessors(unsigned count);
 void set_blocks_per_multiprocessor(unsigned count);
+// Whether every cooperative launch is refused, as a part of a device may do.
+void refuse_cooperative_launches(bool refuse);
+bool refuses_cooperative_launches();
 uint64_t launches();  // since the seed was set
 unsigned multiprocessors();
 unsigned blocks_per_multiprocessor();
 constexpr std::size_t kSharedMemoryLimit = 227 * 1024;  // bytes a block can get
+constexpr std::size_t kSharedMemoryAtFirst = 48 * 1024;  // before set_shared_memory has allowed more
+
+// Of a kernel, for all threads of the process. Less than before is an error: a launch of another thread may
+// count on what there was.
+void set_shared_memory(const char* name, const void* kernel, std::size_t bytes);
 
 struct Grid {
   const char* name;
+  const void* kernel;
   unsigned blocks, threads;
   std::size_t shared_memory;
   bool cooperative;

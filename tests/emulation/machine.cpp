@@ -67,9 +67,11 @@ void Machine::check(const Grid& grid) const {
   require(grid.blocks > 0, "no blocks");
   require(grid.threads > 0 && grid.threads <= 1024,
           "a block must have 1 to 1024 threads, got " + std::to_string(grid.threads));
-  require(grid.shared_memory <= kSharedMemoryLimit, "a block can get " + std::to_string(kSharedMemoryLimit) +
-                                                        " bytes of shared memory, asked for " +
-                                                        std::to_string(grid.shared_memory));
+  const auto asked = shared_memory.find(grid.kernel);
+  const std::size_t allowed = asked == shared_memory.end() ? kSharedMemoryAtFirst : asked->second;
+  require(grid.shared_memory <= std::min(allowed, kSharedMemoryLimit),
+          "a block can get " + std::to_string(std::min(allowed, kSharedMemoryLimit)) +
+              " bytes of shared memory, asked for " + std::to_string(grid.shared_memory));
   const unsigned residency = multiprocessors * blocks_per_multiprocessor;
   require(!grid.cooperative || grid.blocks <= residency,
           "a cooperative grid of " + std::to_string(grid.blocks) + " blocks, but only " +

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -96,6 +97,8 @@ class Machine {
 
   uint64_t seed, launches = 0;
   unsigned multiprocessors, blocks_per_multiprocessor;
+  bool refuses_cooperative_launches = false;
+  std::map<const void*, std::size_t> shared_memory;  // bytes that each kernel may have
 
  private:
   // machine.cpp: launches, blocks and threads begin and end.

@@ -1,0 +1,50 @@
+"""How kernels are started: what other threads, and a device that refuses, do not break."""
+
+import emulated
+import pytest
+import torch
+from test_persistent import Problem, Shape
+
+from fusedlstm import _C
+
+pytestmark = pytest.mark.skipif(bool(_C.build_info()["cuda"]), reason="this build has the CUDA kernels themselves")
+
+
+def _results(shape, strategy):
+    torch.manual_seed(0)
+    with emulated.operators(strategy, shape.multiprocessors):
+        return Problem(shape, torch.bfloat16).run()
+
+
+def _plan(shape):
+    limits = _C.Limits(
+        multiprocessors=shape.multiprocessors,
+        threads_per_multiprocessor=1024,
+        shared_memory=227 * 1024,
+        compute_capability=90,
+    )
+    problem = _C.Problem(steps=shape.T, batch=shape.N, hidden=shape.H, dtype="bfloat16")
+    return _C.make_plan(problem, limits, "persistent").persistent
+
+
+def test_a_launch_leaves_the_shared_memory_of_others():
+    """All threads of a process share what a kernel may have: a launch of less than the one before must not lower it."""
+    more, less = Shape(2, 70, 250, multiprocessors=5), Shape(2, 9, 250, multiprocessors=5)
+    plans = [_plan(shape) for shape in (more, less)]
+    assert plans[0].k_blocks == plans[1].k_blocks
+    assert plans[0].shared_bytes > plans[1].shared_bytes > 48 * 1024
+    for shape in (more, less):
+        _results(shape, "persistent")  # the emulator refuses to lower it
+
+
+def test_a_device_that_refuses_a_launch_runs_step_by_step():
+    """As a green context does, which has fewer multiprocessors than its device says."""
+    shape = Shape(3, 9, 40)
+    expected, with_all = _results(shape, "stepwise"), _results(shape, "persistent")
+    emulated.load().fusedlstm_emulation_refuse_cooperative_launches(True)
+    try:
+        got = _results(shape, "persistent")
+    finally:
+        emulated.load().fusedlstm_emulation_refuse_cooperative_launches(False)
+    assert not all(torch.equal(got[name], value) for name, value in with_all.items())
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
