@@ -17,6 +17,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,21 @@ from benchmarks import environment
 from fusedlstm import _C
 
 ROOT = Path(__file__).parent.parent
-SANITIZERS = ("memcheck", "racecheck", "synccheck")
+SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
+
+# A layer whose persistent launches have several groups, row tiles and chunks, and weights beyond the registers, if they
+# get few multiprocessors: with the first number several chunks, with the second several row tiles in a chunk.
+TILED = {"steps": 3, "batch": 70, "hidden": 250}
+TILED_MULTIPROCESSORS = (8, 24)
+PERSISTENT = ("persistent", "persistent_flags")
+
+
+def run_pytest(junit: Path, *tests: str) -> int:
+    """The tests that use the GPU; returns pytest's exit status."""
+    parallel = ["-n", str(min(os.cpu_count() or 1, 12))] if importlib.util.find_spec("xdist") else []
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", f"--junitxml={junit}", *parallel, *tests]
+    environment = os.environ | {"FUSEDLSTM_REQUIRE_CUDA": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
 def counts(junit: Path) -> dict[str, int]:
@@ -40,6 +55,14 @@ def counts(junit: Path) -> dict[str, int]:
         "failed": numbers["failures"] + numbers["errors"],
         "skipped": numbers["skipped"],
     }
+
+
+def passed(junit: Path) -> list[str]:
+    """Names of the tests of a pytest run that neither failed nor were skipped."""
+    cases = ElementTree.parse(junit).getroot().iter("testcase")
+    return [
+        case.get("name", "") for case in cases if not {child.tag for child in case} & {"failure", "error", "skipped"}
+    ]
 
 
 def write_part(record: Path, machine: dict[str, Any], name: str, part: dict[str, Any]) -> None:
@@ -60,9 +83,7 @@ def _machine(commit: str) -> dict[str, Any]:
 def run_suite() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"
-        parallel = ["-n", str(min(os.cpu_count() or 1, 12))] if importlib.util.find_spec("xdist") else []
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", f"--junitxml={junit}", *parallel]
-        subprocess.run(command, cwd=ROOT, env=os.environ | {"FUSEDLSTM_REQUIRE_CUDA": "1"}, check=False)
+        run_pytest(junit)
         return counts(junit)
 
 
@@ -99,13 +120,16 @@ def run_sanitizers() -> dict[str, Any]:
 
 
 def run_small_cases() -> None:
-    """Forward and backward of small layers of every kind and by every strategy, for the sanitizers."""
-    for strategy in ("stepwise", "persistent", "persistent_flags"):
+    """Forward and backward of layers of every kind and by every strategy, for the sanitizers."""
+    for strategy in ("stepwise", *PERSISTENT):
         os.environ["FUSEDLSTM_STRATEGY"] = strategy
-        _run_small_cases(stepwise=strategy == "stepwise")
+        _run_tiny_cases(stepwise=strategy == "stepwise")
+    for multiprocessors, dtype in product(TILED_MULTIPROCESSORS, (torch.float32, torch.bfloat16)):
+        _run_tiled_case(multiprocessors, dtype)
+    torch.cuda.synchronize()
 
 
-def _run_small_cases(stepwise: bool) -> None:
+def _run_tiny_cases(stepwise: bool) -> None:
     cases = [{}, {"bidirectional": True}, {"proj_size": 3}, {"bidirectional": True, "proj_size": 4, "bias": False}]
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         for hidden in (8, 13):
@@ -119,7 +143,24 @@ def _run_small_cases(stepwise: bool) -> None:
                     module(packed)[0].data.sum().backward()
                     with torch.no_grad():
                         module(x)
-    torch.cuda.synchronize()
+
+
+def _run_tiled_case(multiprocessors: int, dtype: torch.dtype) -> None:
+    T, N, H = TILED.values()
+    module = fusedlstm.LSTM(5, H, device="cuda", dtype=dtype)
+    x = torch.randn(T, N, 5, device="cuda", dtype=dtype)
+    lengths, resets = torch.randint(0, T + 1, (N,)).cuda(), torch.rand(T, N).cuda() < 0.3
+    results = {}
+    margin = torch.cuda.get_device_properties().multi_processor_count - multiprocessors
+    os.environ["FUSEDLSTM_SM_MARGIN"] = str(margin)
+    for strategy in ("stepwise", *PERSISTENT):
+        os.environ["FUSEDLSTM_STRATEGY"] = strategy
+        y, (h_n, c_n) = module(x, lengths=lengths, resets=resets)
+        results[strategy] = torch.autograd.grad([y.sum(), h_n.sum(), c_n.sum()], list(module.parameters()))
+    del os.environ["FUSEDLSTM_SM_MARGIN"]
+    for strategy in PERSISTENT:  # the two add up in other orders
+        same = all(map(torch.equal, results[strategy], results["stepwise"]))
+        assert not same, f"{strategy} of {dtype} has run step by step under this sanitizer, which shows nothing"
 
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {

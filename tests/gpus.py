@@ -23,11 +23,11 @@ MULTIPROCESSORS = {name: card[0] for name, card in _CARDS.items()}
 SHARED_MEMORY = {name: _SHARED_KIB[card[1]] * 1024 for name, card in _CARDS.items()}
 
 
-def limits(name: str, launch_us: float = 5) -> _C.Limits:
-    """Of a card, beside a host that takes as long to launch a kernel; 0: in a graph."""
-    multiprocessors, capability, clock, l2_mib, gb_s = _CARDS[name]
+def limits(name: str, launch_us: float = 5, multiprocessors: int | None = None) -> _C.Limits:
+    """Of a card or of some of its multiprocessors, beside a host that takes as long for a launch; 0: in a graph."""
+    all_multiprocessors, capability, clock, l2_mib, gb_s = _CARDS[name]
     return _C.Limits(
-        multiprocessors=multiprocessors,
+        multiprocessors=multiprocessors or all_multiprocessors,
         threads_per_multiprocessor=_THREADS[capability],
         shared_memory=SHARED_MEMORY[name],
         compute_capability=capability,
