@@ -94,11 +94,11 @@ def write(path: Path, tiers: list[Tier]) -> None:
     path.write_text("".join(json.dumps(tier) + "\n" for tier in merged.values()))
 
 
-def limits_of_this_gpu() -> _C.Limits:
-    """Limits of the current GPU, as the plan reads them."""
+def limits_of_this_gpu(multiprocessors: int | None = None) -> _C.Limits:
+    """Limits of the current GPU, or of so many of its multiprocessors, as the plan reads them."""
     properties = torch.cuda.get_device_properties()
     return _C.Limits(
-        multiprocessors=properties.multi_processor_count,
+        multiprocessors=multiprocessors or properties.multi_processor_count,
         threads_per_multiprocessor=properties.max_threads_per_multi_processor,
         shared_memory=properties.shared_memory_per_block_optin,
         compute_capability=10 * properties.major + properties.minor,

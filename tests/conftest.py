@@ -14,6 +14,7 @@ os.environ.setdefault("FUSEDLSTM_POISON", "1")
 
 import emulated
 import hypothesis
+import machines
 import pytest
 import torch
 
@@ -42,7 +43,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     def uses_gpu(item: pytest.Item) -> bool:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
-        return "cuda" in getattr(item, "fixturenames", ()) or parameters.get("device") == "cuda"
+        chosen = parameters.get("device", parameters.get("machine"))
+        return "cuda" in getattr(item, "fixturenames", ()) or chosen == "cuda"
 
     config.hook.pytest_deselected(items=[item for item in items if not uses_gpu(item)])
     items[:] = filter(uses_gpu, items)
@@ -70,6 +72,17 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     else:
         with emulated.operators():
             yield torch.device("cpu")
+
+
+@pytest.fixture(params=["emulated", "cuda"])
+def machine(request: pytest.FixtureRequest) -> machines.Machine:
+    """Each device that the persistent kernels run on; the test says by which strategy and with what size."""
+    if request.param == "cuda":
+        request.getfixturevalue("cuda")
+        return machines.Gpu()
+    if _C.build_info()["cuda"]:
+        pytest.skip("this build has the CUDA kernels themselves")
+    return machines.Emulator()
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The persistent kernels on the emulator: every shape against float64, every schedule the same bits."""
+"""The persistent kernels, on the emulator and on a GPU: every shape against float64, every schedule the same bits."""
 
 import random
 from dataclasses import dataclass
@@ -11,8 +11,7 @@ from comparison import Tf32Products
 from benchmarks.accuracy import assert_as_accurate
 from fusedlstm import _C, reference
 
-pytestmark = pytest.mark.skipif(bool(_C.build_info()["cuda"]), reason="this build has the CUDA kernels themselves")
-
+STRATEGIES = ["persistent", "persistent_flags"]
 TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "tf32": torch.float32}
 
 
@@ -33,27 +32,27 @@ class Shape:
 
 
 class Problem:
-    """A shape's inputs and cotangents, in values that a 16-bit type holds."""
+    """A shape's inputs and cotangents, in values that a 16-bit type holds; the same on every device."""
 
-    def __init__(self, shape, dtype):
+    def __init__(self, shape, dtype, device="cpu"):
         narrow = torch.float16 if dtype == torch.float32 else dtype
 
         def values(*sizes, scale=1.0):
-            return (torch.randn(sizes) * scale).to(narrow).to(dtype)
+            return (torch.randn(sizes) * scale).to(narrow).to(device, dtype)
 
         s, states = shape, (shape.D, shape.N, shape.H)
         self.weights = []
         for _ in range(s.D):
             self.weights += [values(4 * s.H, s.I, scale=0.5), values(4 * s.H, s.H, scale=s.H**-0.5)]
             self.weights += [values(4 * s.H), values(4 * s.H)] if s.bias else []
-        lengths = torch.randint(0, s.T + 1, (s.N,)) if s.lengths else None
-        resets = torch.rand(s.T, s.N) < 0.3 if s.resets else None
+        lengths = torch.randint(0, s.T + 1, (s.N,)).to(device) if s.lengths else None
+        resets = (torch.rand(s.T, s.N) < 0.3).to(device) if s.resets else None
         sizes = torch.randint(0, s.N + 1, (s.T,)).sort(descending=True)[0] if s.packed else None
         self.steps = lengths, resets, sizes
         entries = (s.T, s.N) if sizes is None else (int(sizes.sum()),)
         self.inputs = [values(*entries, s.I), values(*states), values(*states)]
         self.cotangents = [values(*entries, s.D * s.H), values(*states), values(*states)]
-        self.cotangents.append(torch.randn(*entries, s.D * s.H).to(narrow).float())
+        self.cotangents.append(values(*entries, s.D * s.H).float())
 
     def run(self, dtype=None):
         """By the operators; in another dtype if one is given."""
@@ -80,43 +79,35 @@ class Problem:
         return named | {f"grad_{index}": grad for index, grad in enumerate(grads)}
 
 
-def _plans(shape, dtype, strategy):
+def _plans(shape, dtype, machine, strategy):
     """Of the forward and the backward pass."""
     name = {"bf16": "bfloat16", "f16": "float16", "tf32": "float32"}[dtype]
-    limits = _C.Limits(
-        multiprocessors=shape.multiprocessors,
-        threads_per_multiprocessor=1024,
-        shared_memory=227 * 1024,
-        compute_capability=90,
-    )
     sizes = {"steps": shape.T, "batch": shape.N, "hidden": shape.H, "directions": shape.D}
     problems = [_C.Problem(**sizes, dtype=name, tf32=True, backward=backward) for backward in (False, True)]
-    return [_C.make_plan(problem, limits, strategy) for problem in problems]
+    return [_C.make_plan(problem, machine.limits(shape.multiprocessors), strategy) for problem in problems]
 
 
-def _check(shape, dtype):
+def _check(shape, dtype, machine):
     """At most twice the error of the stepwise kernels, themselves held to nn.LSTM's; for TF32, of the equations'."""
-    problem = Problem(shape, TYPES[dtype])
-    with emulated.operators("persistent", shape.multiprocessors):
-        ours = problem.run()
-        launches = emulated.work()
-    with emulated.operators("persistent_flags", shape.multiprocessors):
+    problem = Problem(shape, TYPES[dtype], machine.device)
+    with machine.running("persistent", shape.multiprocessors):
+        ours = machine.in_one_launch(problem.run)
+    with machine.running("persistent_flags", shape.multiprocessors):
         with_flags = problem.run()
-    plans = [_plans(shape, dtype, strategy) for strategy in ("persistent", "persistent_flags")]
+    plans = [_plans(shape, dtype, machine, strategy) for strategy in STRATEGIES]
     assert {plan.strategy for each in plans for plan in each} == {"persistent"}
     by_data, by_flags = ([str(plan).split(", signal")[0] for plan in each] for each in plans)
     if by_data == by_flags:
         assert all(torch.equal(ours[name], value) for name, value in with_flags.items())
-    truth = problem.truth()
+    truth, others = problem.truth(), []
     if dtype == "tf32":
         with Tf32Products():
-            own = {name: value.float() for name, value in problem.truth().items()}
-    else:
-        with emulated.operators("stepwise"):
-            own = problem.run()
-    assert_as_accurate(ours, [own], truth)
-    assert_as_accurate(with_flags, [own], truth)
-    assert launches < 30  # however many steps
+            others.append({name: value.float() for name, value in problem.truth().items()})
+    if dtype != "tf32" or machine.device.type == "cuda":  # whose products add up in an order of their own
+        with machine.running("stepwise", machine.multiprocessors):
+            others.append(problem.run())
+    assert_as_accurate(ours, others, truth)
+    assert_as_accurate(with_flags, others, truth)
 
 
 SHAPES = {
@@ -138,24 +129,24 @@ SHAPES = {
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_shapes(shape, dtype):
-    _check(shape, dtype)
+def test_shapes(shape, dtype, machine):
+    _check(shape, dtype, machine)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("k_blocks", [(2, 8), (3, 12), (4, 16)], ids=str)
-def test_each_width_of_the_kernels(k_blocks, dtype):
+def test_each_width_of_the_kernels(k_blocks, dtype, machine):
     """Forward and backward at the largest layer that each pair of widths takes; narrower ones are above."""
     hidden = k_blocks[0] * 8 * (16 if dtype == "tf32" else 32) - 3
-    _check(Shape(2, 9, hidden, multiprocessors=-(-hidden // 16)), dtype)
+    _check(Shape(2, 9, hidden, multiprocessors=-(-hidden // 16)), dtype, machine)
 
 
 @pytest.mark.parametrize(("dtype", "narrower"), [("tf32", 4), ("tf32", 6), ("bf16", 4), ("f16", 4)])
-def test_the_widest_kernels(narrower, dtype):
+def test_the_widest_kernels(narrower, dtype, machine):
     """Just past what a narrower pair takes: the emulator has stacks for about a hundred blocks. 17 rows are three
     tiles, of which the backward pass multiplies one while it asks for another."""
     hidden = narrower * 8 * (16 if dtype == "tf32" else 32) + 5
-    _check(Shape(3, 17, hidden, multiprocessors=-(-hidden // 16)), dtype)
+    _check(Shape(3, 17, hidden, multiprocessors=-(-hidden // 16)), dtype, machine)
 
 
 def _random_shape(seed):
@@ -178,14 +169,15 @@ def _random_shape(seed):
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("first", range(0, 70, 10))
-def test_random_shapes(first, dtype):
+def test_random_shapes(first, dtype, machine):
     """Seventy for each type, each on a device of 4 to 16 multiprocessors."""
     for seed in range(first, first + 10):
         torch.manual_seed(seed)
-        _check(_random_shape(seed), dtype)
+        _check(_random_shape(seed), dtype, machine)
 
 
-@pytest.mark.parametrize("strategy", ["persistent", "persistent_flags"])
+@pytest.mark.skipif(bool(_C.build_info()["cuda"]), reason="this build has the CUDA kernels themselves")
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_the_schedule_does_not_matter(dtype, strategy):
     """Blocks and threads in any order, stores as late as they may: the same bits."""
@@ -198,40 +190,44 @@ def test_the_schedule_does_not_matter(dtype, strategy):
             assert all(torch.equal(expected[name], value) for name, value in problem.run().items())
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", TYPES)
-def test_a_nan_is_no_sign_of_anything(dtype):
+def test_a_nan_is_no_sign_of_anything(dtype, strategy, machine):
     """With every bit set it is the sentinel of a word that has not been published."""
-    problem = Problem(Shape(4, 9, 24), TYPES[dtype])
+    problem = Problem(Shape(4, 9, 24), TYPES[dtype], machine.device)
     bits = torch.int32 if dtype == "tf32" else torch.int16
     for state in problem.inputs[1:]:
         state.view(bits)[0, 2] = -1
         assert state[0, 2].isnan().all()
-    with emulated.operators("persistent"):
-        y = problem.run()["y"]
+    with machine.running(strategy, 4):
+        y = machine.in_one_launch(problem.run)["y"]
     assert y[:, 2].isnan().all()
     assert not y[:, :2].isnan().any()
     assert not y[:, 3:].isnan().any()
 
 
-def test_a_device_that_is_too_small_runs_step_by_step():
-    problem = Problem(Shape(3, 5, 200), torch.bfloat16)
+def test_a_device_that_is_too_small_runs_step_by_step(machine):
+    problem = Problem(Shape(3, 5, 200), torch.bfloat16, machine.device)
     results = []
     for strategy, multiprocessors in (("stepwise", 4), ("persistent", 1)):
-        with emulated.operators(strategy, multiprocessors):
+        with machine.running(strategy, multiprocessors):
             results.append(problem.run())
     assert all(torch.equal(results[0][name], value) for name, value in results[1].items())
 
 
-def test_multiprocessors_for_others(monkeypatch):
-    problem = Problem(Shape(3, 5, 100), torch.bfloat16)
-    with emulated.operators("persistent", 4):
-        monkeypatch.setenv("FUSEDLSTM_SM_MARGIN", "3")
+def test_multiprocessors_for_others(machine):
+    problem = Problem(Shape(3, 5, 100), torch.bfloat16, machine.device)
+    most = machine.multiprocessors - 1
+    with machine.running("persistent", machine.multiprocessors), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSEDLSTM_SM_MARGIN", str(most))
         problem.run()
-        monkeypatch.setenv("FUSEDLSTM_SM_MARGIN", "4")
-        with pytest.raises(RuntimeError, match="FUSEDLSTM_SM_MARGIN must be a number from 0 to 3, got 4"):
+        patch.setenv("FUSEDLSTM_SM_MARGIN", str(most + 1))
+        with pytest.raises(
+            RuntimeError, match=f"FUSEDLSTM_SM_MARGIN must be a number from 0 to {most}, got {most + 1}"
+        ):
             problem.run()
-        monkeypatch.setenv("FUSEDLSTM_SM_MARGIN", "0")
-        monkeypatch.setenv("FUSEDLSTM_STRATEGY", "quick")
+        patch.setenv("FUSEDLSTM_SM_MARGIN", "0")
+        patch.setenv("FUSEDLSTM_STRATEGY", "quick")
         with pytest.raises(
             RuntimeError,
             match="FUSEDLSTM_STRATEGY must be fastest, stepwise, persistent or persistent_flags, got quick",
