@@ -203,3 +203,37 @@ def test_gradient_scaling_skips_an_overflow_and_trains(device):
             assert all(torch.equal(before[name], value) for name, value in lstm.state_dict().items())
             assert scaler.get_scale() < 2.0**30
     assert losses[-1] < 0.7 * losses[0]
+
+
+def _train(module, lower, x, target):
+    """Losses of 20 steps, of which the twelfth has an infinite one."""
+    kind, overflows = x.device.type, 12
+    optimizer = torch.optim.SGD(module.parameters(), 0.5)
+    scaler = torch.amp.GradScaler(kind, init_scale=2.0**10)
+    losses = []
+    for step in range(20):
+        before, scale = copy.deepcopy(module.state_dict()), scaler.get_scale()
+        optimizer.zero_grad()
+        with torch.autocast(kind, lower):
+            output, _ = module(x)
+            loss = (output.float() - target).square().mean()
+        losses.append(loss.item())
+        scaler.scale(loss * torch.inf if step == overflows else loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        kept = [torch.equal(before[name], value) for name, value in module.state_dict().items()]
+        assert all(kept) if step == overflows else not any(kept)
+        assert scaler.get_scale() == (scale / 2 if step == overflows else scale)
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+    return torch.tensor(losses)
+
+
+@pytest.mark.parametrize("lower", LOWER.values(), ids=LOWER)
+def test_scaled_training_is_that_of_nn_lstm(lower, cuda):
+    """nn.LSTM computes in float16 on a GPU, whatever autocast's dtype."""
+    torchs = nn.LSTM(4, 7, 2).to(cuda)
+    ours = fusedlstm.replace_lstm(copy.deepcopy(torchs))
+    x, target = torch.randn(5, 3, 4).to(cuda), 0.5 * torch.randn(5, 3, 7).to(cuda).tanh()
+    expected, got = (_train(module, lower, x, target) for module in (torchs, ours))
+    assert got[-1] < 0.9 * got[0]
+    torch.testing.assert_close(got, expected, rtol=0.02, atol=0)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.profiler import ProfilerActivity, profile
 
 import fusedlstm
 from fusedlstm import ops, tracers
@@ -147,15 +148,28 @@ def test_a_model_that_packs_by_itself_is_compiled_around_it():
 
 
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores for float32 matrix multiplication available")
-def test_cuda_graphs_by_the_compiler(cuda):
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_cuda_graphs_by_the_compiler(training, cuda):
     """mode="reduce-overhead" records CUDA graphs and replays them."""
     torch._dynamo.reset()
     model = fusedlstm.replace_lstm(Model()).to(cuda)
     compiled = torch.compile(model, fullgraph=True, mode="reduce-overhead")
+
+    def run(function, x):
+        if training:
+            return _outputs_and_gradients(function, model, ((x,), {}))
+        with torch.no_grad():
+            return function(x)
+
     for _ in range(4):  # recorded at the second, replayed from then on
-        call = (torch.randn(5, 3, 6, device=cuda),), {}
-        got = [tensor.clone() for tensor in _outputs_and_gradients(compiled, model, call)]
-        _assert_same(model, got, _outputs_and_gradients(model, model, call))
+        x = torch.randn(5, 3, 6, device=cuda)
+        got = [tensor.clone() for tensor in run(compiled, x)]
+        _assert_same(model, got, run(model, x))
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiled:
+        run(compiled, x)
+        torch.cuda.synchronize()
+    launches = [event.count for event in profiled.key_averages() if event.key.startswith("cudaGraphLaunch")]
+    assert sum(launches) >= (2 if training else 1)  # one for each pass
 
 
 class Mine(nn.LSTM):

@@ -1,5 +1,7 @@
 """What only a GPU has: streams, graphs, several devices, TF32, its memory. And how much work a step is."""
 
+import copy
+
 import emulated
 import pytest
 import torch
@@ -169,6 +171,29 @@ def test_graph_of_forward_and_backward(dtype, strategy, cuda, monkeypatch):
         graph.replay()
         for got, expected in zip(captured, _results(module, x), strict=True):
             torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("strategy", ["stepwise", *PERSISTENT])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_graphed_callables_train(dtype, strategy, cuda, monkeypatch):
+    """torch.cuda.make_graphed_callables: a graph for the forward pass, one for the backward pass."""
+    monkeypatch.setenv("FUSEDLSTM_STRATEGY", strategy)
+
+    def inputs():
+        return torch.randn(20, 8, 40, device=cuda, dtype=dtype, requires_grad=True)
+
+    def outputs_and_gradients(module, x):
+        y, (h_n, c_n) = module(x)
+        loss = y.square().mean() + h_n.sum() + c_n.sum()
+        return [y.detach(), h_n.detach(), c_n.detach(), *torch.autograd.grad(loss, [x, *module.parameters()])]
+
+    eager = _module(cuda, dtype)
+    graphed = torch.cuda.make_graphed_callables(copy.deepcopy(eager), (inputs(),))
+    for _ in range(3):
+        x = inputs()
+        got, expected = (outputs_and_gradients(module, x) for module in (graphed, eager))
+        for ours, right in zip(got, expected, strict=True):
+            torch.testing.assert_close(ours, right)
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")

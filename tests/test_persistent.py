@@ -206,6 +206,27 @@ def test_a_nan_is_no_sign_of_anything(dtype, strategy, machine):
     assert not y[:, 3:].isnan().any()
 
 
+def _one_element_in(tensor):
+    """A copy that begins one element into its storage, so that no access of several elements is aligned."""
+    view = tensor.new_zeros(tensor.numel() + 1)[1:].view(tensor.shape)
+    return view.copy_(tensor)
+
+
+@pytest.mark.parametrize("strategy", ["stepwise", *STRATEGIES])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_tensors_at_any_address(dtype, strategy, machine):
+    """And with an odd number of units, so that no row is aligned either."""
+    problem = Problem(Shape(5, 9, 33, D=2, multiprocessors=16), TYPES[dtype], machine.device)
+    results = []
+    for _ in range(2):
+        with machine.running(strategy, 16):
+            results.append(problem.run())
+        for name in ("inputs", "weights", "cotangents"):
+            setattr(problem, name, [_one_element_in(tensor) for tensor in getattr(problem, name)])
+    aligned, shifted = results
+    assert_as_accurate(shifted, [aligned], problem.truth())
+
+
 def test_a_device_that_is_too_small_runs_step_by_step(machine):
     problem = Problem(Shape(3, 5, 200), torch.bfloat16, machine.device)
     results = []
