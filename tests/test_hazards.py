@@ -36,7 +36,7 @@ def hangs(note):
     time.sleep(600)
 
 if __name__ == "__main__":
-    sys.exit(main({"right": 60, "wrong": 60, "dies": 60, "leaves": 60, "hangs": 2}, "stand_ins"))
+    sys.exit(main({"right": 60, "wrong": 60, "dies": 60, "leaves": 60, "hangs": 60}, "stand_ins"))
 """
 
 VERDICTS = {
@@ -61,7 +61,7 @@ def test_verdicts(name, expected, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{tmp_path}")
     script = tmp_path / "stand_ins.py"
     script.write_text(STAND_INS)
-    run = _run([script, name])
+    run = _run([script, name, "--seconds", "2" if name == "hangs" else "60"])
     verdict = _verdict(run)
     status, kind, facts, error = expected
     assert run.returncode == status
@@ -100,6 +100,6 @@ IN_THE_SUITE = [name for name in hazards.SECONDS if name not in ("nan_states", "
 
 @pytest.mark.parametrize("name", IN_THE_SUITE)
 def test_hazard(name, cuda):
-    run = _run(["-m", "tests.hazards", name])
+    run = _run(["-m", "tests.hazards", name, "--seconds", "180"])  # other tests keep the processor busy
     assert run.returncode == 0, f"{_verdict(run)}\n{run.stderr[-4000:]}"
     assert _verdict(run)["verdict"] == "right"
