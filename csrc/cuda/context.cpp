@@ -58,8 +58,8 @@ Limits limits_of(int device) {
                          attribute(cudaDevAttrMemoryClockRate) * 1e-6};
 }
 
-// Whether what is launched on a stream goes into a graph. No answer means that the stream is the default one and
-// another captures: a launch would fail there, and says so itself.
+// Whether what is launched on a stream goes into a graph. No answer means that the stream is the default one
+// and another captures: a launch would fail there, and says so itself.
 bool captures(Stream stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   if (cudaStreamIsCapturing(stream, &status) == cudaSuccess) return status != cudaStreamCaptureStatusNone;

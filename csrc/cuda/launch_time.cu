@@ -1,11 +1,10 @@
 // How long the host takes to launch a kernel: a call of one step after the other waits for nothing else.
-#include "launch_time.h"
-
 #include <algorithm>
 #include <array>
 #include <chrono>
 
 #include "launch.h"
+#include "launch_time.h"
 
 namespace fusedlstm::cuda {
 namespace {
