@@ -98,9 +98,9 @@ void bind_plan(pybind11::module_& m) {
       "make_plan",
       [](const Problem& problem, const Limits& limits, const std::string& strategy,
          std::optional<std::array<int, 3>> division) {
-        std::optional<Division> told;
-        if (division) told = {(*division)[0], (*division)[1], (*division)[2]};
-        return make_plan(problem, limits, choice_named(strategy), told);
+        std::optional<Division> forced;
+        if (division) forced = {(*division)[0], (*division)[1], (*division)[2]};
+        return make_plan(problem, limits, choice_named(strategy), forced);
       },
       "problem"_a, "limits"_a, "strategy"_a = "fastest", "division"_a = pybind11::none(),
       "Chooses; asks no GPU. A division is (groups, weight_tiles, row_tiles_per_chunk).");

@@ -189,7 +189,7 @@ void for_each_persistent_plan(const Problem& problem, const Limits& limits, Sign
   }
 }
 
-// The fastest of them by the model, or of those that divide the layer as they are told.
+// The fastest of them by the model; with a division, of those that divide the layer so.
 std::optional<PredictedPlan> plan_persistent(const Problem& problem, const Limits& limits, Signal signal,
                                              const std::optional<Division>& division) {
   std::optional<PredictedPlan> best;
