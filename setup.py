@@ -152,6 +152,7 @@ setup(
                 ("FUSEDLSTM_TORCH_VERSION", torch.__version__),
                 ("FUSEDLSTM_CUDA_VERSION", torch.version.cuda if cuda else ""),
                 ("FUSEDLSTM_CUDA_ARCHS", archs.replace(";", " ")),
+                *([("FUSEDLSTM_WITH_CUDA", None)] if cuda else []),
             ],
             extra_compile_args={
                 "cxx": host_flags,

@@ -19,6 +19,7 @@ import fusedlstm
 from benchmarks import environment, growth, limits, measure, plots, records, report, tiers
 from benchmarks.cases import CASES, DTYPES, MODES, SETS, Case
 from benchmarks.providers import PROVIDERS
+from fusedlstm import _C
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -49,6 +50,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     forced = commands.add_parser("tiers", parents=[common], help="write tiers.jsonl: a GPU's strategies, each forced")
     forced.add_argument("--case", action="append", choices=CASES, metavar="NAME", help="default: the gpu set")
     forced.add_argument("--dtype", action="append", choices=DTYPES, help="default: bfloat16 and float32")
+    forced.add_argument("--sweep", type=int, default=0, metavar="N", help="N more divisions of each persistent launch")
     commands.add_parser("list", help="cases and providers")
     return parser.parse_args(arguments)
 
@@ -130,15 +132,18 @@ def _run(args: argparse.Namespace, device: torch.device, path: Path) -> int:
 
 def _tiers(args: argparse.Namespace, path: Path) -> int:
     cases = [CASES[name] for name in args.case or SETS["gpu"]]
+    launch_us = _C.launch_us()
+    if launch_us is None:
+        sys.exit("tiers: this build has no CUDA kernels; reinstall with a CUDA build of torch and a CUDA toolkit")
     for case, dtype in product(cases, args.dtype or ("bfloat16", "float32")):
         if case.I != case.H or case.P:
             sys.exit(f"tiers: --case must be one with I = H and no projection, got {case.name}")
-        found = list(tiers.measure(case, dtype, tiers.limits_of_this_gpu()))
+        limits_of_gpu = tiers.limits_of_this_gpu(launch_us)
+        found = list(tiers.measure(case, dtype, limits_of_gpu, launch_us, args.sweep))
         tiers.write(path, found)
         for tier in found:
-            name = (
-                f"{tier.case:<18} {tier.dtype:<9} {'backward' if tier.backward else 'forward':<8} {tier.strategy:<16}"
-            )
+            direction = "backward" if tier.backward else "forward"
+            name = f"{tier.case:<18} {tier.dtype:<9} {direction:<8} {tier.strategy:<16} {tier.division:<7}"
             kernel = "" if tier.kernel_us is None else f", kernel {tier.kernel_us:7.2f}"
             chosen = "*" if tier.chosen else " "
             print(f"{name} {chosen} expected {tier.predicted_us:7.2f} us a step, took {tier.wall_us:7.2f}{kernel}")
