@@ -131,7 +131,7 @@ void section(Bench& bench) {
       .set("l2_bytes", static_cast<double>(gpu.l2CacheSize))
       .set("memory_bytes", static_cast<double>(gpu.totalGlobalMem))
       .set("shared_memory_of_a_block", static_cast<double>(gpu.sharedMemPerBlockOptin))
-      .print(gpu.multiProcessorCount > 0);
+      .print(gpu.l2CacheSize > 0);
   unsigned* const count = device_array<unsigned>(1);
   measure_launches(bench, false, count);
   measure_launches(bench, true, count);

@@ -28,7 +28,7 @@ class Point {
   // A number that could not be measured is null, never zero.
   Point& set(const char* name, double value) {
     char text[32];
-    std::snprintf(text, sizeof text, "%.6g", value);
+    std::snprintf(text, sizeof text, "%.9g", value);
     return add(name, std::isfinite(value) ? text : "null");
   }
   Point& set(const char* name, int value) { return add(name, std::to_string(value)); }
