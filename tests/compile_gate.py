@@ -1,8 +1,8 @@
 """The compile gate: every CUDA source for every architecture, with warnings and spills as errors.
 
-Run as a program it exits with 1 when something is wrong: a source does not compile, a kernel spills, or a kernel uses
-more registers or shared memory than the plan assumes. It needs nvcc, not a GPU. With --missing it prints the packages
-to install first.
+Programs of benchmarks/micro are compiled for sm_90a alone. Run as a program it exits with 1 when something is wrong: a
+source does not compile, a kernel spills, or a kernel uses more registers or shared memory than the plan assumes. It
+needs nvcc, not a GPU. With --missing it prints the packages to install first.
 """
 
 import os

@@ -95,8 +95,8 @@ def measure(sections: Iterable[str], seconds: float) -> Iterator[tuple[str, list
             else pool.submit(_run, build_command(compiler, section, capability, Path(name) / section), 300)
             for section in dict.fromkeys(sections)
         }
-        for build in filter(None, builds.values()):
-            build.result()  # compilers beside a program would disturb what it measures on the host
+        for started in filter(None, builds.values()):
+            started.result()  # compilers beside a program would disturb what it measures on the host
         for section, build in builds.items():
             if build is None:
                 records = [{"skipped": SECTIONS[section].needs(capability), "ok": True}]
