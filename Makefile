@@ -18,7 +18,7 @@ BIN    := $(if $(VENV),$(VENV)/bin/)
 PIP    := flock Makefile $(PY) -m pip --quiet
 STAMP  := $(if $(VENV),$(VENV),build)/installed
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f ! -name '*.md')
-FORMAT := $(shell find csrc tests -type f -regex '.*\.\(h\|inl\|cpp\|cu\|cuh\)')
+FORMAT := $(shell find csrc tests benchmarks/micro -type f -regex '.*\.\(h\|inl\|cpp\|cu\|cuh\)')
 
 # Libraries that come with torch, OpenMP's among them. A wheel with a copy would bring a second one into the process.
 FROM_TORCH := 'libc10*.so' 'libtorch*.so' libgomp.so.1 'libcudart.so.*'
