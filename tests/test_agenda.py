@@ -16,13 +16,13 @@ import pytest
 import torch
 from agenda import __main__ as command_line
 from agenda import archive, build, listing, process, runner, state
-from agenda.machine import Machine, commit_of
+from agenda.machine import Machine, commit_of, this_machine
 from agenda.part import Part
 from agenda.parts import PARTS
 from agenda.sources import Sources
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import language_model, records
+from benchmarks import environment, language_model, records
 
 ROOT = Path(__file__).parent.parent
 MACHINE = Machine("NVIDIA H200", "h200", "580", "2.11.0", "c0ffee")
@@ -210,7 +210,9 @@ def test_a_signal_packs_what_there_is(agenda, capsys, number):
     """The runner gets it from a part."""
     code = f"import os, time; print('here', flush=True); os.kill(os.getppid(), {number:d}); time.sleep(60)"
     parts = [part("first", "pass"), part("hanging", code), part("next", "pass")]
+    start = time.monotonic()
     assert agenda.run(parts) == {"first": "passed", "hanging": "cut off"}
+    assert time.monotonic() - start < 10
     assert agenda.status == 128 + number
     assert "1 passed, 1 cut off" in capsys.readouterr().out
     assert {"results/h200/agenda/first.json", "results/h200/agenda/hanging.json"} < agenda.packed().keys()
@@ -443,6 +445,33 @@ def test_a_machine_can_be_named_before_the_package_is_built(monkeypatch, path):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "alone", module)
     spec.loader.exec_module(module)
+
+
+@pytest.fixture
+def h100(monkeypatch):
+    """torch says that there is one."""
+    cached = (environment.device_name, environment.commit)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+def test_a_machine_and_its_build(h100, monkeypatch):
+    monkeypatch.setenv("FUSEDLSTM_COMMIT", "unknown")
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    found = this_machine("0123456789abcdef")
+    assert (found.gpu, found.folder) == ("NVIDIA H100 80GB HBM3", "h100-80gb-hbm3")
+    assert found.commit == "sources-0123456789ab"
+    assert build._archs() == "9.0a"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    assert build._archs() == "8.6"
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    assert build._archs() == "8.0"
 
 
 def test_a_build_is_made_once(tmp_path, monkeypatch):

@@ -28,7 +28,6 @@ def build() -> int:
     if is_current():
         print(f"{_LIBRARY.name} is built from these sources")
         return 0
-    _STAMP.unlink(missing_ok=True)
     pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "--editable", "."]
     settings = {"FUSEDLSTM_CUDA": "1", "MAX_JOBS": os.environ.get("MAX_JOBS", str(os.cpu_count()))}
     if archs := _archs():
