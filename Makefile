@@ -2,6 +2,9 @@
 # VENV:    its folder; empty means "use PYTHON as it is" (a machine that already has torch).
 # TORCH:   the torch to install into a new environment.
 # RESULTS: where `make gpu` writes its records.
+# BUDGET:  seconds that `make gpu-agenda` may take. OUT: where it puts its archive, summary and log.
+# CARD:    the folder of results that `make gpu-agenda-dry` lists; empty means "each that there is".
+# ARCHIVE: what `make gpu-collect` unpacks; FORCE=1 takes it though it does not belong to this checkout.
 # DIST:    where `make wheel` puts sdist and wheel.
 # TORCHES: what `make wheel-check` runs the wheel with.
 # CASES:   how many random calls `make fuzz` makes.
@@ -9,6 +12,11 @@ PYTHON  ?= python3
 VENV    ?= .venv
 TORCH   ?= torch==2.13.0
 RESULTS ?= benchmarks/results
+BUDGET  ?= 780
+OUT     ?= build/agenda
+CARD    ?=
+ARCHIVE ?= $(OUT)/records.tar.gz
+FORCE   ?=
 DIST    ?= dist
 TORCHES ?= 2.11.0 2.13.0 2.14.1
 CASES   ?= 5000
@@ -18,7 +26,7 @@ BIN    := $(if $(VENV),$(VENV)/bin/)
 PIP    := flock Makefile $(PY) -m pip --quiet
 STAMP  := $(if $(VENV),$(VENV),build)/installed
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f ! -name '*.md')
-FORMAT := $(shell find csrc tests -type f -regex '.*\.\(h\|inl\|cpp\|cu\|cuh\)')
+FORMAT := $(shell find csrc tests benchmarks/micro -type f -regex '.*\.\(h\|inl\|cpp\|cu\|cuh\)')
 
 # Libraries that come with torch, OpenMP's among them. A wheel with a copy would bring a second one into the process.
 FROM_TORCH := 'libc10*.so' 'libtorch*.so' libgomp.so.1 'libcudart.so.*'
@@ -28,8 +36,10 @@ FROM_TORCH := 'libc10*.so' 'libtorch*.so' libgomp.so.1 'libcudart.so.*'
 ASAN    = FUSEDLSTM_ASAN=1 ASAN_OPTIONS=detect_leaks=0 PYTHONSAFEPATH=1 PYTHONPATH="$(CURDIR)/build/asan/lib:$(CURDIR)" \
           LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)"
 GPU     = $(PY) -m tests.gpu --results $(RESULTS) --commit "$$(git describe --always --abbrev=40 --dirty 2>/dev/null || echo unknown)"
+AGENDA  = $(PY) -m tests.agenda
 
-.PHONY: venv demo bench test models fuzz test-asan asan-build test-asan-cpu test-asan-emulated lint format cuda-check wheel wheel-check gpu gpu-build gpu-test gpu-probes gpu-sanitize gpu-bench clean
+.PHONY: venv demo bench test models fuzz test-asan asan-build test-asan-cpu test-asan-emulated lint format cuda-check wheel wheel-check gpu gpu-build gpu-test gpu-probes gpu-sanitize gpu-bench \
+        gpu-agenda gpu-agenda-dry gpu-collect clean
 
 # What an interested reader needs: torch, the package and the demo's packages.
 venv: $(STAMP)-demo
@@ -133,8 +143,9 @@ wheel-check: wheel
 gpu: gpu-build
 	$(MAKE) --keep-going --jobs=3 gpu-test gpu-probes gpu-sanitize; status=$$?; $(GPU) summary; exit $$status
 
+# For the GPU here alone, and once for the same sources.
 gpu-build:
-	FUSEDLSTM_CUDA=1 $(PY) -m pip install --no-build-isolation --no-deps --no-index --editable .
+	$(AGENDA) build
 
 gpu-test:
 	$(GPU) test
@@ -150,6 +161,18 @@ gpu-bench:
 	$(PY) -m benchmarks run --device cuda --seconds 0.2 $(QUICK)
 	$(PY) -m benchmarks plot --device cuda
 	$(PY) -m benchmarks report --device cuda
+
+# What a GPU is wanted for, in order of value, until the budget is spent; a second run goes on where the first ended.
+gpu-agenda:
+	$(AGENDA) run --budget $(BUDGET) --out $(OUT)
+
+# The parts, their states and order; needs no GPU.
+gpu-agenda-dry:
+	$(AGENDA) dry --budget $(BUDGET) $(CARD:%=--gpu %)
+
+# The records of a run on another machine, to where they belong.
+gpu-collect:
+	$(AGENDA) collect $(ARCHIVE) $(if $(filter 1,$(FORCE)),--force)
 
 clean:
 	rm -rf build dist *.egg-info fusedlstm/*.so .venv

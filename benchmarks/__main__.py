@@ -1,7 +1,7 @@
 """Measures LSTMs side by side, and makes tables and figures of what was measured.
 
     python -m benchmarks run [--set cpu|gpu|quick|all] [--case NAME ...] [--provider NAME ...]
-    python -m benchmarks report | plot | growth | limits | tiers | list
+    python -m benchmarks report | plot | growth | limits | tiers | kernels | micro | stalls | list
 
 Rows go to benchmarks/results/<machine>/rows.csv; measuring again replaces them.
 """
@@ -16,9 +16,10 @@ import torch
 from tqdm import tqdm
 
 import fusedlstm
-from benchmarks import environment, growth, limits, measure, plots, records, report, tiers
+from benchmarks import environment, growth, kernels, limits, measure, micro, plots, records, report, stalls, tiers
 from benchmarks.cases import CASES, DTYPES, MODES, SETS, Case
 from benchmarks.providers import PROVIDERS
+from fusedlstm import _C
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -49,6 +50,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     forced = commands.add_parser("tiers", parents=[common], help="write tiers.jsonl: a GPU's strategies, each forced")
     forced.add_argument("--case", action="append", choices=CASES, metavar="NAME", help="default: the gpu set")
     forced.add_argument("--dtype", action="append", choices=DTYPES, help="default: bfloat16 and float32")
+    forced.add_argument("--sweep", type=int, default=0, metavar="N", help="N more divisions of each persistent launch")
+    commands.add_parser("kernels", parents=[common], help="write kernels.jsonl: a GPU's kernels against their limits")
+    facts = commands.add_parser("micro", parents=[common], help="write micro.jsonl: single facts of a GPU; needs nvcc")
+    facts.add_argument("--section", action="append", choices=micro.SECTIONS, help="default: all of them")
+    facts.add_argument("--seconds", type=float, default=0.05, help="for each point")
+    commands.add_parser("stalls", parents=[common], help="write stalls.md: where a GPU's warps wait; needs ncu")
     commands.add_parser("list", help="cases and providers")
     return parser.parse_args(arguments)
 
@@ -67,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.command == "run" and args.toy and not args.results:
         sys.exit("run: --toy needs --results FOLDER; its rows would stand among real ones")
     device = torch.device(args.device)
+    if args.command in _ON_A_GPU and (device.type != "cuda" or not torch.cuda.is_available()):
+        sys.exit(f"{args.command}: needs a GPU that torch sees, and --device cuda")
     folder = args.results or records.RESULTS / environment.folder(device)
     if args.command == "run":
         return _run(args, device, folder / "rows.csv")
@@ -84,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if device.type != "cuda":
             sys.exit("tiers: --device must be cuda; a CPU has one strategy")
         return _tiers(args, folder / "tiers.jsonl")
+    if args.command in _ON_A_GPU:
+        return _ON_A_GPU[args.command](args, folder)
     rows = records.read(folder / "rows.csv")
     if args.command == "report":
         (folder / "tables.md").write_text(report.tables(rows))
@@ -130,19 +141,61 @@ def _run(args: argparse.Namespace, device: torch.device, path: Path) -> int:
 
 def _tiers(args: argparse.Namespace, path: Path) -> int:
     cases = [CASES[name] for name in args.case or SETS["gpu"]]
+    launch_us = _C.launch_us()
+    if launch_us is None:
+        sys.exit("tiers: this build has no CUDA kernels; reinstall with a CUDA build of torch and a CUDA toolkit")
     for case, dtype in product(cases, args.dtype or ("bfloat16", "float32")):
         if case.I != case.H or case.P:
             sys.exit(f"tiers: --case must be one with I = H and no projection, got {case.name}")
-        found = list(tiers.measure(case, dtype, tiers.limits_of_this_gpu()))
+        limits_of_gpu = tiers.limits_of_this_gpu(launch_us)
+        found = list(tiers.measure(case, dtype, limits_of_gpu, launch_us, args.sweep))
         tiers.write(path, found)
         for tier in found:
-            name = (
-                f"{tier.case:<18} {tier.dtype:<9} {'backward' if tier.backward else 'forward':<8} {tier.strategy:<16}"
-            )
+            direction = "backward" if tier.backward else "forward"
+            name = f"{tier.case:<18} {tier.dtype:<9} {direction:<8} {tier.strategy:<16} {tier.division:<7}"
             kernel = "" if tier.kernel_us is None else f", kernel {tier.kernel_us:7.2f}"
             chosen = "*" if tier.chosen else " "
             print(f"{name} {chosen} expected {tier.predicted_us:7.2f} us a step, took {tier.wall_us:7.2f}{kernel}")
     return 0
+
+
+def _kernels(args: argparse.Namespace, folder: Path) -> int:
+    failures = 0
+    for found in kernels.measure():
+        kernels.write(folder / "kernels.jsonl", found)
+        for record in found:
+            failures += not record["passes"]
+            took = "no time" if record["measured_us"] is None else f"{record['measured_us']:.2f} us"
+            line = f"{record['name']:<60} {took}, expected {record['predicted_us']}, at most {record['kill_us']}"
+            print(line if record["passes"] else f"{line}: MISSED; {record['if_missed']}", flush=True)
+    return 1 if failures else 0
+
+
+def _micro(args: argparse.Namespace, folder: Path) -> int:
+    if args.seconds <= 0:
+        sys.exit(f"micro: --seconds must be above 0, got {args.seconds}")
+    failures = 0
+    try:
+        for section, found in micro.measure(args.section or micro.SECTIONS, args.seconds):
+            micro.write(folder / "micro.jsonl", section, found)
+            failures += sum(not record["ok"] for record in found)
+            for record in found:
+                print(*(f"{name}={value}" for name, value in record.items() if name not in micro.ORIGIN), flush=True)
+    except FileNotFoundError as error:
+        sys.exit(f"micro: {error}")
+    return 1 if failures else 0
+
+
+def _stalls(args: argparse.Namespace, folder: Path) -> int:
+    try:
+        failures = list(stalls.measure(folder))
+    except FileNotFoundError as error:
+        sys.exit(f"stalls: {error}")
+    print(folder / "stalls.md", *failures, sep="\n")
+    return 1 if failures else 0
+
+
+_ON_A_GPU = {"kernels": _kernels, "micro": _micro, "stalls": _stalls}
 
 
 def _line(row: records.Row) -> str:

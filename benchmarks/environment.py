@@ -1,4 +1,7 @@
-"""The machine that rows are from, and how fast it is at the two things that bound everything."""
+"""The machine that rows are from, and how fast it is at the two things that bound everything.
+
+A GPU can be named before the package is built: the functions that need the package import it.
+"""
 
 import datetime
 import os
@@ -13,9 +16,7 @@ from typing import Any
 import torch
 from torch.utils.benchmark.utils.timer import timer
 
-import fusedlstm
 from benchmarks.cases import DTYPES
-from fusedlstm import _C
 
 
 @cache
@@ -23,6 +24,8 @@ def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's with the kernels it runs, in which processors of one name may differ."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    from fusedlstm import _C
+
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     name = found[1] if found else platform.processor() or platform.machine()
@@ -43,14 +46,25 @@ def folder_of(name: str, is_gpu: bool) -> str:
 @cache
 def versions(device: torch.device) -> dict[str, str]:
     """Driver, CUDA, cuDNN, torch and fusedlstm, as the columns of a row; empty where there is none."""
+    import fusedlstm
+
     found = {"torch": torch.__version__, "fusedlstm": fusedlstm.__version__, "driver": "", "cuda": "", "cudnn": ""}
     if device.type == "cuda":
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        output = subprocess.run(query, capture_output=True, text=True, check=False).stdout
-        found["driver"] = output.split("\n")[0].strip() or "unknown"
+        found["driver"] = driver()
         found["cuda"] = str(torch.version.cuda)
         found["cudnn"] = str(torch.backends.cudnn.version())
     return found
+
+
+@cache
+def driver() -> str:
+    """Version of NVIDIA's driver, or "unknown"."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        output = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        output = ""
+    return output.split("\n")[0].strip() or "unknown"
 
 
 @cache

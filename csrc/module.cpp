@@ -11,6 +11,7 @@
 
 #include "cpu/kernels/isa.h"
 #include "cpu/plan.h"
+#include "cuda/launch_time.h"
 #include "cuda/plan.h"
 
 // libstdc++'s shared_ptr asks this flag of glibc, from 2.32 on, whether there has ever been a second thread.
@@ -34,6 +35,14 @@ pybind11::dict build_info() {
   info["cuda"] = FUSEDLSTM_STRING(FUSEDLSTM_CUDA_VERSION);  // empty without CUDA kernels
   info["cuda_archs"] = FUSEDLSTM_STRING(FUSEDLSTM_CUDA_ARCHS);
   return info;
+}
+
+std::optional<double> launch_us() {
+#ifdef FUSEDLSTM_WITH_CUDA
+  return cuda::launch_us();
+#else
+  return std::nullopt;
+#endif
 }
 
 cuda::Type type_named(const std::string& name) {
@@ -98,9 +107,9 @@ void bind_plan(pybind11::module_& m) {
       "make_plan",
       [](const Problem& problem, const Limits& limits, const std::string& strategy,
          std::optional<std::array<int, 3>> division) {
-        std::optional<Division> told;
-        if (division) told = {(*division)[0], (*division)[1], (*division)[2]};
-        return make_plan(problem, limits, choice_named(strategy), told);
+        std::optional<Division> forced;
+        if (division) forced = {(*division)[0], (*division)[1], (*division)[2]};
+        return make_plan(problem, limits, choice_named(strategy), forced);
       },
       "problem"_a, "limits"_a, "strategy"_a = "fastest", "division"_a = pybind11::none(),
       "Chooses; asks no GPU. A division is (groups, weight_tiles, row_tiles_per_chunk).");
@@ -145,6 +154,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &fusedlstm::build_info, "How this extension was built, as text by name.");
   m.def("instruction_set", &fusedlstm::cpu::instruction_set,
         "Instruction set that the CPU kernels use on this processor.");
+  m.def("launch_us", &fusedlstm::launch_us,
+        "Microseconds in which this host launches a kernel on the current GPU; None without CUDA kernels.");
   fusedlstm::bind_plan(m);
   fusedlstm::bind_cpu_plan(m);
 }

@@ -1,8 +1,8 @@
 """The compile gate: every CUDA source for every architecture, with warnings and spills as errors.
 
-Run as a program it exits with 1 when something is wrong: a source does not compile, a kernel spills, or a kernel uses
-more registers or shared memory than the plan assumes. It needs nvcc, not a GPU. With --missing it prints the packages
-to install first.
+Programs of benchmarks/micro are compiled for sm_90a alone. Run as a program it exits with 1 when something is wrong: a
+source does not compile, a kernel spills, or a kernel uses more registers or shared memory than the plan assumes. It
+needs nvcc, not a GPU. With --missing it prints the packages to install first.
 """
 
 import os
@@ -21,6 +21,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 ARCHS = ("80", "86", "89", "90a", "100", "120")
 KERNELS = sorted((ROOT / "csrc/cuda").glob("*.cu")) + sorted((ROOT / "tests/emulation").glob("*.cu"))
+MICRO = sorted((ROOT / "benchmarks/micro").glob("*.cu"))  # of instructions that one architecture alone has
 BINDING = sorted((ROOT / "csrc/cuda").glob("*.cpp"))
 COMMON = ["nvcc", "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}"]
 STRICT = ["-Werror", "all-warnings", "-Xptxas", "-v,--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error"]
@@ -131,7 +132,8 @@ def _disassemble(folder: Path) -> str | None:
 
 
 def _compile_kernels(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHS]
+    archs = ("90a",) if source in MICRO else ARCHS
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     command = [*COMMON, *STRICT, *targets, "-c", str(source), "-o", str(folder / f"{source.stem}.o")]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -173,7 +175,7 @@ def main(arguments: list[str]) -> int:
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = Path(name)
-        jobs = {source: pool.submit(_compile_kernels, source, folder) for source in KERNELS}
+        jobs = {source: pool.submit(_compile_kernels, source, folder) for source in [*KERNELS, *MICRO]}
         jobs |= {source: pool.submit(_compile_binding, source, folder) for source in BINDING}
         for source, job in jobs.items():
             result = job.result()

@@ -52,7 +52,7 @@ def _outputs(strategy: str, module: fusedlstm.LSTM, x: Tensor) -> Tensor:
 def _plan(T: int, N: int, H: int) -> _C.PersistentPlan:
     """Of a forward pass in bfloat16 with strategy "persistent", on this GPU."""
     problem = _C.Problem(steps=T, batch=N, hidden=H, dtype="bfloat16")
-    plan = _C.make_plan(problem, tiers.limits_of_this_gpu(), "persistent").persistent
+    plan = _C.make_plan(problem, tiers.limits_of_this_gpu(launch_us=5), "persistent").persistent
     assert plan is not None, f"this GPU has no persistent plan for {N} rows and {H} units"
     return plan
 
@@ -212,7 +212,7 @@ def hidden_zero(note: Note) -> None:
 def decomposition_of_many_rows(note: Note) -> None:
     """The plan may choose a decomposition that was never timed. Needs the GPU for itself."""
     device, times = _gpu(), {}
-    limits = tiers.limits_of_this_gpu()
+    limits = tiers.limits_of_this_gpu(launch_us=5)
     slowdowns = []
     for N in (64, 128):
         torch.manual_seed(0)

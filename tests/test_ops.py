@@ -232,6 +232,8 @@ BAD = {
         r"weight_ih of direction 0 must be \[24, 5\], got \[",
     ),
     "wide": (lambda a: (a[0], a[1].repeat(1, 1, 2), *a[2:]), "h0 must have at most the 6 units of c0, got 12"),
+    "no_units": (lambda a: (a[0], a[1][..., :0], a[2][..., :0], *a[3:]), "c0 must have at least 1 hidden unit, got 0"),
+    "no_outputs": (lambda a: (a[0], a[1][..., :0], *a[2:]), "h0 must have at least 1 output, got 0"),
     "count": (lambda a: (*a[:3], a[3][:3], *a[4:]), "weights must hold 2 or 4 tensors"),
     "no_weights": (lambda a: (*a[:3], [], *a[4:]), "weights must hold 2 or 4 tensors"),
     "kind": (

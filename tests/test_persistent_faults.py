@@ -51,7 +51,7 @@ class Fault:
         path.write_text(self.old.join(before) + self.new + self.old.join(after))
 
 
-EXCHANGE, FORWARD, BACKWARD = "exchange.cuh", "persistent_forward.cu", "persistent_backward.cu"
+EXCHANGE, FORWARD, BACKWARD = "exchange.cuh", "persistent_forward.cuh", "persistent_backward.cuh"
 BARRIER = "      block_barrier();\n"
 # test_protocol.py shows a missing fence without flags: on the emulator a store that is late for one block is late for
 # all.

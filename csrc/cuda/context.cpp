@@ -45,6 +45,9 @@ Limits limits_of(int device) {
     check(cudaDeviceGetAttribute(&value, name, device));
     return value;
   };
+  // Bits of the bus to bytes; the memory sends two in a cycle of its clock, which is given in kHz.
+  const double memory_gb_s =
+      attribute(cudaDevAttrGlobalMemoryBusWidth) / 8.0 * 2 * attribute(cudaDevAttrMemoryClockRate) * 1e-6;
   return {.multiprocessors = attribute(cudaDevAttrMultiProcessorCount),
           .threads_per_multiprocessor = attribute(cudaDevAttrMaxThreadsPerMultiProcessor),
           .registers_per_multiprocessor = attribute(cudaDevAttrMaxRegistersPerMultiprocessor),
@@ -53,13 +56,12 @@ Limits limits_of(int device) {
                                 attribute(cudaDevAttrComputeCapabilityMinor),
           .clock_ghz = attribute(cudaDevAttrClockRate) * 1e-6,
           .l2_bytes = attribute(cudaDevAttrL2CacheSize),
-          // Bits of the bus to bytes; the memory sends two in a cycle of its clock, which is given in kHz.
-          .memory_gb_s = attribute(cudaDevAttrGlobalMemoryBusWidth) / 8.0 * 2 *
-                         attribute(cudaDevAttrMemoryClockRate) * 1e-6};
+          // Devices that share the host's memory do not name its clock.
+          .memory_gb_s = memory_gb_s > 0 ? memory_gb_s : Limits{}.memory_gb_s};
 }
 
-// Whether what is launched on a stream goes into a graph. No answer means that the stream is the default one and
-// another captures: a launch would fail there, and says so itself.
+// Whether what is launched on a stream goes into a graph. No answer means that the stream is the default one
+// and another captures: a launch would fail there, and says so itself.
 bool captures(Stream stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   if (cudaStreamIsCapturing(stream, &status) == cudaSuccess) return status != cudaStreamCaptureStatusNone;

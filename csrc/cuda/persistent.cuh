@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "exchange.cuh"
+#include "persistent.h"
 
 namespace fusedlstm::cuda {
 
@@ -180,11 +181,11 @@ bool launch_persistent(const char* name, void (*kernel)(Args), const Args& args,
   return launch_resident(name, kernel, settings, args);
 }
 
-// Calls f<PersistentTraits> for the type and the plan.
-template <Pass kPass, class F>
-void with_traits(Type io, const PersistentPlan& plan, F&& f) {
+// Calls f<PersistentTraits> for the plan.
+template <class IO, Pass kPass, class F>
+void with_traits(const PersistentPlan& plan, F&& f) {
   constexpr auto& compiled = kCompiledKBlocks<kPass>;
-  const auto with_signal = [&]<class IO, Signal kSignal, std::size_t... i>(std::index_sequence<i...>) {
+  const auto with_signal = [&]<Signal kSignal, std::size_t... i>(std::index_sequence<i...>) {
     const bool found =
         ((plan.k_blocks == compiled[i] &&
           (f.template operator()<PersistentTraits<IO, kPass, compiled[i], kSignal>>(), true)) ||
@@ -192,18 +193,19 @@ void with_traits(Type io, const PersistentPlan& plan, F&& f) {
     if (!found)
       throw std::logic_error("fusedlstm: the plan asks for a persistent kernel that is not compiled");
   };
-  with_type(io, [&]<class IO>(IO) {
-    if constexpr (std::is_same_v<IO, double>) {
-      throw std::logic_error("fusedlstm: there is no persistent kernel for float64");
-    } else {
-      constexpr auto indices = std::make_index_sequence<compiled.size()>{};
-      if (plan.signal == Signal::flag) {
-        with_signal.template operator()<IO, Signal::flag>(indices);
-      } else {
-        with_signal.template operator()<IO, Signal::data>(indices);
-      }
-    }
-  });
+  constexpr auto indices = std::make_index_sequence<compiled.size()>{};
+  if (plan.signal == Signal::flag) {
+    with_signal.template operator()<Signal::flag>(indices);
+  } else {
+    with_signal.template operator()<Signal::data>(indices);
+  }
 }
+
+// forward_persistent and backward_persistent for one type, each compiled in a source of its own: six sources
+// of ten seconds each, rather than one of a minute.
+template <class IO>
+bool launch_forward(const PersistentForwardArgs& args, Stream stream);
+template <class IO>
+bool launch_backward(const PersistentBackwardArgs& args, Stream stream);
 
 }  // namespace fusedlstm::cuda

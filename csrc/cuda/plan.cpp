@@ -24,16 +24,16 @@ struct Model {
   int64_t instructions_per_thread = 40, instructions_per_unit = 50;
 
   // The host's time to start a cuBLAS product, in launches of a kernel: 11.4 to 17 us where one takes 4.9 us
-  // (launches.jsonl). Backward, cuBLAS often needs a second kernel, which adds up partial sums. Most steps took
-  // 20 to 29 us in all on that host (tiers.jsonl).
+  // (launches.jsonl). Backward, cuBLAS often needs a second kernel, which adds up partial sums. Most steps
+  // took 20 to 29 us in all on that host (tiers.jsonl).
   double product_launches = 3.1, product_backward_launches = 4.5;
   // The shortest time of a step's product and of its kernel on the device (calibration.jsonl, "kernels":
   // cuDNN's take 2.3 and 1.9 us at N 64, H 160), backward that of the second kernel, and the gap between two
   // kernels ("launch", in a graph).
   double product_us = 2.5, partial_sums_us = 1.8, cells_us = 1.9, gap_us = 0.55;
-  // Of the tensor cores' rate in products of many rows: forward 14.7 and 29.7 us in bfloat16 and TF32 at N 256,
-  // H 2048 (launches.jsonl), where 13.6 and 27 us are the operations'. Backward the sums are four times as
-  // long and their tiles a quarter as many: by the 34 us of a step of that size (rows.csv).
+  // Of the tensor cores' rate in products of many rows: forward 14.7 and 29.7 us in bfloat16 and TF32 at N
+  // 256, H 2048 (launches.jsonl), where 13.6 and 27 us are the operations'. Backward the sums are four times
+  // as long and their tiles a quarter as many: by the 34 us of a step of that size (rows.csv).
   double product_share = 0.95, product_backward_share = 0.6;
   // A product reads the weights from the L2 cache, of which about half holds what the step before has read
   // too, else from memory. A multiprocessor reads 15.3 bytes a cycle: 2.1 us for 8.4 MB (calibration.jsonl,
@@ -189,7 +189,7 @@ void for_each_persistent_plan(const Problem& problem, const Limits& limits, Sign
   }
 }
 
-// The fastest of them by the model, or of those that divide the layer as they are told.
+// The fastest of them by the model; with a division, of those that divide the layer so.
 std::optional<PredictedPlan> plan_persistent(const Problem& problem, const Limits& limits, Signal signal,
                                              const std::optional<Division>& division) {
   std::optional<PredictedPlan> best;
@@ -246,7 +246,8 @@ KernelPlan make_plan(const Problem& problem, const Limits& limits, StrategyChoic
   }
   if (!best && division)
     throw std::invalid_argument(
-        "plan: groups,weight_tiles,row_tiles_per_chunk must be a division of this layer that fits the device, "
+        "plan: groups,weight_tiles,row_tiles_per_chunk must be a division of this layer that fits the "
+        "device, "
         "got " +
         std::to_string(division->groups) + "," + std::to_string(division->weight_tiles) + "," +
         std::to_string(division->row_tiles_per_chunk) + "; fusedlstm._C.persistent_plans lists them");

@@ -29,8 +29,9 @@ struct Limits {
   // What is not known is taken to be an H100's.
   int64_t l2_bytes = int64_t{50} << 20;
   double memory_gb_s = 3350;  // by bus width and clock
-  // The host's time to launch a kernel, in microseconds. 0: a graph will launch it, and only the device's time
-  // counts. The plan rounds it to kLaunchUs times a power of two, so that runs on one machine choose alike.
+  // The host's time to launch a kernel, in microseconds. 0: a graph will launch it, and only the device's
+  // time counts. The plan rounds it to kLaunchUs times a power of two, so that runs on one machine choose
+  // alike.
   double launch_us = 5;
 };
 constexpr double kLaunchUs = 1.25;
@@ -115,7 +116,8 @@ KernelPlan make_plan(const Problem& problem, const Limits& limits,
                      StrategyChoice choice = StrategyChoice::fastest,
                      const std::optional<Division>& division = std::nullopt);
 
-// All persistent plans among which make_plan chooses, with their predicted times of a step, the fastest first.
+// All persistent plans among which make_plan chooses, with their predicted times of a step, the fastest
+// first.
 struct PredictedPlan {
   PersistentPlan plan;
   double us;

@@ -18,7 +18,7 @@ bool refuses_cooperative_launches();
 uint64_t launches();  // since the seed was set
 unsigned multiprocessors();
 unsigned blocks_per_multiprocessor();
-constexpr std::size_t kSharedMemoryLimit = 227 * 1024;  // bytes a block can get
+constexpr std::size_t kSharedMemoryLimit = 227 * 1024;   // bytes a block can get
 constexpr std::size_t kSharedMemoryAtFirst = 48 * 1024;  // before set_shared_memory has allowed more
 
 // Of a kernel, for all threads of the process. Less than before is an error: a launch of another thread may

@@ -1,7 +1,8 @@
 // All steps of a layer backward in one launch. A block holds the columns of W_hh for its units; the blocks
 // exchange the gradients of the gates, which are the state here.
+#pragma once
+
 #include "persistent.cuh"
-#include "persistent.h"
 
 namespace fusedlstm::cuda {
 namespace {
@@ -326,9 +327,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // Launch and dispatch
 
-bool backward_persistent(const PersistentBackwardArgs& args, Type io, Stream stream) {
+template <class IO>
+bool launch_backward(const PersistentBackwardArgs& args, Stream stream) {
   bool launched = false;
-  with_traits<Pass::backward>(io, args.plan, [&]<class Traits>() {
+  with_traits<IO, Pass::backward>(args.plan, [&]<class Traits>() {
     launched =
         launch_persistent("backward_persistent", &lstm_backward_persistent_kernel<Traits>, args, stream);
   });

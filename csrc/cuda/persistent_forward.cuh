@@ -1,6 +1,7 @@
 // All steps of a layer forward in one launch. A block holds the rows of W_hh for all four gates of its units.
+#pragma once
+
 #include "persistent.cuh"
-#include "persistent.h"
 
 namespace fusedlstm::cuda {
 namespace {
@@ -227,9 +228,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // Launch and dispatch
 
-bool forward_persistent(const PersistentForwardArgs& args, Type io, Stream stream) {
+template <class IO>
+bool launch_forward(const PersistentForwardArgs& args, Stream stream) {
   bool launched = false;
-  with_traits<Pass::forward>(io, args.plan, [&]<class Traits>() {
+  with_traits<IO, Pass::forward>(args.plan, [&]<class Traits>() {
     launched = launch_persistent("forward_persistent", &lstm_forward_persistent_kernel<Traits>, args, stream);
   });
   return launched;

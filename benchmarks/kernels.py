@@ -1,0 +1,85 @@
+"""Kernels against the times that decide whether they stay: a prediction, and a limit beyond which something follows.
+
+The times are those of `tiers`, of which this is the judgement: a kernel that lands adds its strategy there and a line
+to `CRITERIA` here.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import environment, tiers
+from benchmarks.cases import CASES
+from fusedlstm import _C
+
+_REGRESSION = "slower than on the H200: profile a step (stalls) and compare the exchange (micro) with its records"
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """Times are of a step of a persistent launch, in microseconds."""
+
+    case: str
+    backward: bool
+    strategy: str  # what FUSEDLSTM_STRATEGY is set to
+    predicted_us: float
+    kill_us: float
+    if_missed: str
+    dtype: str = "bfloat16"
+
+    @property
+    def name(self) -> str:
+        """The kernel with its case."""
+        return f"{self.strategy} {'backward' if self.backward else 'forward'} {self.case} {self.dtype}"
+
+
+def _as_recorded(case: str, backward: bool, strategy: str, us: float) -> Criterion:
+    """Of a kernel that the H200's tiers.jsonl has: a quarter more than there is a regression."""
+    return Criterion(case, backward, strategy, us, round(1.25 * us, 2), _REGRESSION)
+
+
+CRITERIA = (
+    _as_recorded("t256_n64_h64_l1", False, "persistent", 2.04),
+    _as_recorded("t256_n64_h64_l1", False, "persistent_flags", 2.83),
+    _as_recorded("t256_n64_h64_l1", True, "persistent", 2.64),
+    _as_recorded("t256_n64_h64_l1", True, "persistent_flags", 2.99),
+    _as_recorded("t256_n8_h1024_l1", False, "persistent", 2.64),
+    _as_recorded("t256_n8_h1024_l1", False, "persistent_flags", 3.23),
+    _as_recorded("t256_n8_h1024_l1", True, "persistent", 4.43),
+    _as_recorded("t256_n8_h1024_l1", True, "persistent_flags", 3.63),
+    _as_recorded("t256_n64_h1024_l1", False, "persistent", 5.80),
+    _as_recorded("t256_n64_h1024_l1", False, "persistent_flags", 4.80),
+    _as_recorded("t256_n64_h1024_l1", True, "persistent", 8.60),
+    _as_recorded("t256_n64_h1024_l1", True, "persistent_flags", 6.36),
+)
+
+
+def judge(criterion: Criterion, measured_us: float | None) -> dict[str, Any]:
+    """The record of a criterion: its figures, what was measured, and whether the kernel passes."""
+    passes = measured_us is not None and 0 < measured_us <= criterion.kill_us
+    record = {"name": criterion.name, **asdict(criterion), "measured_us": measured_us, "passes": passes}
+    return record | ({} if measured_us is not None else {"error": "no such launch was measured"})
+
+
+def measure() -> Iterator[list[dict[str, Any]]]:
+    """Times the case and dtype of every criterion on this GPU; the records of one such pair after the other."""
+    launch_us = _C.launch_us() or 0.0
+    limits = tiers.limits_of_this_gpu(launch_us)
+    for case, dtype in dict.fromkeys((criterion.case, criterion.dtype) for criterion in CRITERIA):
+        measured = tiers.measure(CASES[case], dtype, limits, launch_us)
+        found = {(tier.backward, tier.strategy): tier.kernel_us for tier in measured}
+        yield [
+            {**judge(criterion, found.get((criterion.backward, criterion.strategy))), "commit": environment.commit()}
+            for criterion in CRITERIA
+            if (criterion.case, criterion.dtype) == (case, dtype)
+        ]
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> None:
+    """Puts records into a file of JSON lines, each in the place of an older one of the same name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    merged = {record["name"]: record for record in [*old, *records]}
+    path.write_text("".join(json.dumps(record) + "\n" for record in merged.values()))

@@ -1,0 +1,16 @@
+// The same in clusters of two blocks, each of which copies half of the state to both.
+#include "bulk.cuh"
+
+namespace fusedlstm::micro {
+namespace {
+
+void section(Bench& bench) {
+  measure_bulk<2>(bench);
+}
+
+}  // namespace
+}  // namespace fusedlstm::micro
+
+int main(int argc, char** argv) {
+  return fusedlstm::micro::run(argc, argv, fusedlstm::micro::section);
+}

@@ -1,0 +1,3 @@
+#include "persistent_backward.cuh"
+
+template bool fusedlstm::cuda::launch_backward<float>(const PersistentBackwardArgs&, Stream);
