@@ -20,7 +20,8 @@ def _module(name: str, *arguments: str) -> tuple[str, ...]:
 
 
 def _hazard(name: str, title: str, estimate: float, limit: float) -> Part:
-    sources = ("tests/hazards.py", "tests/hazards/**/*.py", "benchmarks/tiers.py", "tests/emulated.py")
+    of_states = ("tests/gpu.py", "tests/machines.py", "tests/test_persistent.py")
+    sources = ("tests/hazards.py", "tests/hazard_cases.py", "benchmarks/tiers.py", *of_states)
     return Part(f"hazard_{name}", title, _module("tests.hazards", name), estimate, limit, sources)
 
 
@@ -83,8 +84,9 @@ def _all() -> Iterator[Part]:
 
     yield _hazard("shared_memory_of_two_threads", "two threads launch one kernel with unequal shared memory", 10, 40)
     yield _hazard("refused_cooperative_launch", "a refused cooperative launch runs stepwise and leaves no error", 8, 30)
+    yield _hazard("current_green_context", "a green context that the caller has made current stays so", 8, 30)
     yield _hazard("two_grids", "two cooperative grids of the whole GPU on two streams", 12, 40)
-    yield _hazard("nan_states", "NaN in states, lengths and resets, under both signals", 15, 60)
+    yield _hazard("nan_states", "NaN in states, lengths and resets, under both signals", 30, 100)
     yield _hazard("first_use_in_a_capture", "the first call of a process is captured in a graph", 20, 60)
     yield _hazard("decomposition_of_many_rows", "decompositions of N 64 and 128 at H 1024", 20, 60)
     yield _hazard("hidden_zero", "an operator refuses a hidden size of 0", 6, 30)
