@@ -8,8 +8,8 @@ from pathlib import Path
 from agenda.part import Part
 
 ROOT = Path(__file__).parents[2]
-EVERY_PART = ("setup.py", "csrc/**/*", "fusedlstm/*.py")
-"""Sources that the record of every part depends on."""
+EVERY_PART = ("setup.py", "csrc/*", "csrc/cuda/*", "fusedlstm/*.py")
+"""Sources that the record of every part depends on: not the CPU's kernels."""
 
 
 class Sources:
