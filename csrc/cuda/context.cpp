@@ -4,6 +4,7 @@
 #define USE_CUDA  // for the declarations of torch's CUDA shims
 #endif
 #include <cublas_v2.h>
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <map>
@@ -60,6 +61,20 @@ Limits limits_of(int device) {
           .memory_gb_s = memory_gb_s > 0 ? memory_gb_s : Limits{}.memory_gb_s};
 }
 
+// Whether the calling thread has a context. It need not be the device's own, which cudaSetDevice would put in
+// its place: a green context has a part of the device.
+bool has_context() {
+  using GetCurrent = CUresult (*)(CUcontext*);
+  static const GetCurrent get_current = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result{};
+    check(cudaGetDriverEntryPointByVersion("cuCtxGetCurrent", &found, 12000, cudaEnableDefault, &result));
+    return reinterpret_cast<GetCurrent>(found);
+  }();
+  CUcontext context = nullptr;
+  return get_current && get_current(&context) == CUDA_SUCCESS && context;
+}
+
 // Whether what is launched on a stream goes into a graph. No answer means that the stream is the default one
 // and another captures: a launch would fail there, and says so itself.
 bool captures(Stream stream) {
@@ -93,7 +108,7 @@ struct Context::Implementation {
                                                 : CUBLAS_COMPUTE_32F) {
     // The guard does nothing where the device is the current one already, and a thread of autograd's may then
     // have no context yet, of which torch would warn at the handle.
-    check(cudaSetDevice(device));
+    if (!has_context()) check(cudaSetDevice(device));
     check("stream", aoti_torch_get_current_cuda_stream(device, reinterpret_cast<void**>(&stream)));
     // torch's handle of this thread, with its stream and workspace set: results repeat from run to run.
     check("cuBLAS handle", torch_get_current_cuda_blas_handle(reinterpret_cast<void**>(&blas)));
