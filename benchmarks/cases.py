@@ -195,19 +195,19 @@ GPU_GRID = [
 
 CASES = {case.name: case for case in [*_CASES, *PACKED_AND_CELLS, *USERS, *GPU_GRID]}
 
-_USERS_ON_A_CPU = [
-    "vad", "vad_frame", "tts", "quant", "ocr", "smiles", "hydrology_128",
-    *(case.name for case in USERS if case.name.startswith("atari_rl")),
-]  # fmt: skip
+# Those that `make bench` measures: a few seconds each on two cores.
+_USERS_IN_BRIEF = ["vad", "vad_frame", "tts", "quant", "ocr", "smiles", "atari_rl_r1"]
 
 # What `make bench` and `make gpu-bench` run: as much as fits their time.
 SETS = {
     "cpu": [
         "lm_200", "lm_medium", "lm_char", "sequence_128", "sequence_512", "batch_256", "batch_512", "rl_rollout",
         "rnnt_prediction", "forecast", "stream_128", "stream_512", "stream_512_b32",
-        *(case.name for case in PACKED_AND_CELLS), *_USERS_ON_A_CPU,
+        *(case.name for case in PACKED_AND_CELLS), *_USERS_IN_BRIEF,
     ],
-    "users_cpu": [*_USERS_ON_A_CPU, "hydrology_256", "diarise", "amp"],
+    "users_cpu": [
+        *_USERS_IN_BRIEF, "atari_rl_r0", "atari_rl_r10", "hydrology_128", "hydrology_256", "diarise", "amp",
+    ],
     "users_gpu": [case.name for case in USERS if case.name not in ("vad", "vad_frame")],
     "packed_and_cells": [case.name for case in PACKED_AND_CELLS],
     "gpu": [case.name for case in GPU_GRID],

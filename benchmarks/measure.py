@@ -30,6 +30,7 @@ from benchmarks.records import Row
 from fusedlstm import _C
 from fusedlstm.lm import LanguageModel
 
+_TRUTH_BYTES = 16 << 30  # that a pass in float64 may keep
 _SAMPLE = 0.01  # seconds that the calls of a sample last at least
 _NN_LSTMS = ("torch", "torch_layers", "torch_padded", "torch_graph")
 _PAUSE = 0.02  # seconds in which the process must use no more than a tenth of a core before it is timed
@@ -37,11 +38,20 @@ _PAUSE = 0.02  # seconds in which the process must use no more than a tenth of a
 
 @dataclass(frozen=True)
 class Inputs:
-    """Random input, first states and gradients of the outputs, never zeros."""
+    """Random input, first states and gradients of the outputs, never zeros; and, with resets, where episodes begin."""
 
     x: Tensor
     hx: State
     cotangents: list[Tensor]
+    resets: Tensor | None = None
+
+    def chunks(self, rows: int) -> list["Inputs"]:
+        """Those of at most so many rows of the batch each, of which every tensor has the rows in dimension 1."""
+        cut = [tensor.split(rows, 1) for tensor in (self.x, *self.hx, *self.cotangents)]
+        resets = [None] * len(cut[0]) if self.resets is None else self.resets.split(rows, 1)
+        return [
+            Inputs(x, (h0, c0), list(c), r) for (x, h0, c0, *c), r in zip(zip(*cut, strict=True), resets, strict=True)
+        ]
 
 
 @dataclass
@@ -142,22 +152,39 @@ class _LayerCheck:
         steps = (case.row_steps,) if self.packed else (case.T, case.N)
         # With resets the output alone counts: training drops the last states, and padded episodes lose them.
         outputs = [(*steps, case.D * case.outputs), *(shapes if case.form != "resets" else ())]
-        self.resets = _resets_of(case, device)
+        resets = _resets_of(case, device) if case.form == "resets" else None
         dtype_of_weights = next(self.module.parameters()).dtype
         x, h0, c0 = (torch.randn(shape, device=device).to(dtype_of_weights) for shape in ((*steps, case.I), *shapes))
-        self.inputs = Inputs(x, (h0, c0), [torch.randn(shape, device=device).to(dtype_of_weights) for shape in outputs])
-        truth = copy.deepcopy(self.module).double()
-        self.truth = self._results(Contestant(truth, list(truth.parameters())), torch.float64)
+        cotangents = [torch.randn(shape, device=device).to(dtype_of_weights) for shape in outputs]
+        self.inputs = Inputs(x, (h0, c0), cotangents, resets)
+        self.truth = self._truth(case)
         own = Contestant(self.module, list(self.module.parameters()))
         self.own = _torchs_own(lambda: self._results(own, dtype_of_weights))
 
-    def _call(self, contestant: Contestant, x: Tensor, hx: State) -> list[Tensor]:
+    def _truth(self, case: Case) -> dict[str, Tensor]:
+        """In float64, and some rows of the batch after others where all of them would take too much memory."""
+        module = copy.deepcopy(self.module).double()
+        contestant = Contestant(module, list(module.parameters()))
+        row_bytes = 8 * case.T * case.L * case.D * 6 * case.H  # gates, cells and outputs
+        rows = max(1, _TRUTH_BYTES // row_bytes)
+        if case.form in ("packed", "cell") or rows >= case.N:
+            return self._results(contestant, torch.float64)
+        parts = [self._results(contestant, torch.float64, inputs) for inputs in self.inputs.chunks(rows)]
+        of_rows = ("y", "h_n", "c_n", "grad_x")
+        return {
+            name: torch.cat([part[name] for part in parts], 1)
+            if name in of_rows
+            else torch.stack([part[name] for part in parts]).sum(0)
+            for name in parts[0]
+        }
+
+    def _call(self, contestant: Contestant, x: Tensor, hx: State, resets: Tensor | None) -> list[Tensor]:
         """Outputs and last states of all steps of x: [T, N, I], or the data of the packed sequences."""
         if self.packed:
             y, states = contestant.forward(self.packed._replace(data=x), hx)
             return [y.data, *states]
-        if self.form == "resets":
-            return [contestant.forward(x, hx, resets=self.resets)[0]]
+        if resets is not None:
+            return [contestant.forward(x, hx, resets=resets)[0]]
         if self.form != "cell":
             y, states = contestant.forward(x, hx)
             return [y, *states]
@@ -167,15 +194,16 @@ class _LayerCheck:
             steps.append(hx[0])
         return [torch.stack(steps), *hx]
 
-    def _results(self, contestant: Contestant, dtype: torch.dtype) -> dict[str, Tensor]:
-        x, h0, c0 = (tensor.to(dtype, copy=True) for tensor in (self.inputs.x, *self.inputs.hx))
+    def _results(self, contestant: Contestant, dtype: torch.dtype, inputs: Inputs | None = None) -> dict[str, Tensor]:
+        inputs = inputs or self.inputs
+        x, h0, c0 = (tensor.to(dtype, copy=True) for tensor in (inputs.x, *inputs.hx))
         with torch.set_grad_enabled(self.differentiates):
-            outputs = self._call(contestant, x.requires_grad_(self.differentiates), (h0, c0))
+            outputs = self._call(contestant, x.requires_grad_(self.differentiates), (h0, c0), inputs.resets)
         results = {name: output.detach() for name, output in zip(("y", "h_n", "c_n"), outputs, strict=False)}
         if self.differentiates:
             leaves = [x, *contestant.parameters]
             names = ["x", *(name for name, _ in self.module.named_parameters())]
-            grads = torch.autograd.grad(outputs, leaves, [grad.to(dtype) for grad in self.inputs.cotangents])
+            grads = torch.autograd.grad(outputs, leaves, [grad.to(dtype) for grad in inputs.cotangents])
             results |= {f"grad_{name}": grad for name, grad in zip(names, grads, strict=True)}
         return {name: tensor.clone() for name, tensor in results.items()}
 
@@ -190,14 +218,14 @@ class _LayerCheck:
 
     def _steps(self, contestant: Contestant) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
         x, hx = self.inputs.x.clone().requires_grad_(self.differentiates), self.inputs.hx
-        cotangents = self.inputs.cotangents
+        cotangents, resets = self.inputs.cotangents, self.inputs.resets
 
         def forward(_: Any) -> Any:
-            return self._call(contestant, x, hx)
+            return self._call(contestant, x, hx, resets)
 
         def inference(_: Any) -> Any:
             with torch.no_grad():
-                return self._call(contestant, x, hx)
+                return self._call(contestant, x, hx, resets)
 
         def backward(outputs: Any) -> Any:
             return torch.autograd.grad(outputs, [x, *contestant.parameters], cotangents)

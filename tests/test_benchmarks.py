@@ -98,6 +98,18 @@ def test_a_provider_that_misses_a_reset_is_an_error():
     assert row.error.startswith("AssertionError: y: error")
 
 
+@pytest.mark.parametrize("name", ["speech_encoder", "basecall_hac_n96", "atari_rl_r10"])
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_the_truth_of_a_large_case_is_computed_in_parts(name, mode, monkeypatch):
+    case = replace(CASES[name].toy(), N=5)
+    whole = measure._LayerCheck(case, mode, "float32", CPU).truth
+    monkeypatch.setattr(measure, "_TRUTH_BYTES", 2 * 8 * case.T * case.L * case.D * 6 * case.H)  # two rows
+    parts = measure._LayerCheck(case, mode, "float32", CPU).truth
+    assert parts.keys() == whole.keys()
+    for result, expected in zip(parts.values(), whole.values(), strict=True):
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_16_bit_types_run(dtype):
     rows = list(measure.measure(CASES["batch_256"].toy(), "training", dtype, QUICK[:2], CPU, 0.0))
