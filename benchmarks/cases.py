@@ -196,7 +196,7 @@ GPU_GRID = [
 CASES = {case.name: case for case in [*_CASES, *PACKED_AND_CELLS, *USERS, *GPU_GRID]}
 
 # Those that `make bench` measures: a few seconds each on two cores.
-_USERS_IN_BRIEF = ["vad", "vad_frame", "tts", "quant", "ocr", "smiles", "atari_rl_r1"]
+_USERS_IN_BRIEF = ["vad", "vad_frame", "tts", "ocr", "smiles", "atari_rl_r1"]
 
 # What `make bench` and `make gpu-bench` run: as much as fits their time.
 SETS = {
@@ -206,7 +206,7 @@ SETS = {
         *(case.name for case in PACKED_AND_CELLS), *_USERS_IN_BRIEF,
     ],
     "users_cpu": [
-        *_USERS_IN_BRIEF, "atari_rl_r0", "atari_rl_r10", "hydrology_128", "hydrology_256", "diarise", "amp",
+        *_USERS_IN_BRIEF, "atari_rl_r0", "atari_rl_r10", "quant", "hydrology_128", "hydrology_256", "diarise", "amp",
     ],
     "users_gpu": [case.name for case in USERS if case.name not in ("vad", "vad_frame")],
     "packed_and_cells": [case.name for case in PACKED_AND_CELLS],
