@@ -62,7 +62,7 @@ $(STAMP)-%: pyproject.toml | $(STAMP)
 demo: venv
 	$(PY) -m benchmarks.language_model
 
-# About seven minutes on two cores; rows, tables, figures, and the README's sections.
+# About eight minutes on two cores; rows, tables, figures, and the README's sections.
 bench: $(STAMP)-bench
 	$(PY) -m benchmarks run
 	$(PY) -m benchmarks plot

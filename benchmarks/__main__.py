@@ -1,6 +1,6 @@
 """Measures LSTMs side by side, and makes tables and figures of what was measured.
 
-    python -m benchmarks run [--set cpu|gpu|quick|all] [--case NAME ...] [--provider NAME ...]
+    python -m benchmarks run [--set NAME] [--case NAME ...] [--provider NAME ...] [--resume]
     python -m benchmarks report | plot | growth | limits | tiers | kernels | micro | stalls | list
 
 Rows go to benchmarks/results/<machine>/rows.csv; measuring again replaces them.
@@ -18,9 +18,10 @@ from tqdm import tqdm
 import fusedlstm
 from benchmarks import environment, growth, kernels, limits, measure, micro, plots, records, report, stalls, tiers
 from benchmarks.cases import CASES, DTYPES, MODES, SETS, Case
-from benchmarks.providers import PROVIDERS
+from benchmarks.providers import BASELINE, PROVIDERS, Provider
 from fusedlstm import _C
 
+Measurement = tuple[Case, str, str]  # with a mode and a dtype
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -35,11 +36,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--set", choices=SETS, help="cases to measure (default: cpu or gpu)")
     run.add_argument("--case", action="append", choices=CASES, metavar="NAME", help="single cases instead of a set")
     run.add_argument("--provider", action="append", choices=PROVIDERS, metavar="NAME", help="default: all of them")
-    run.add_argument("--mode", action="append", choices=MODES, help="default: inference, training and lm_step")
-    run.add_argument("--dtype", action="append", choices=DTYPES, help="default: float32, on a GPU all of them")
+    run.add_argument(
+        "--mode", action="append", choices=MODES, help="default: those of a case's users; inference, training, lm_step"
+    )
+    run.add_argument(
+        "--dtype", action="append", choices=DTYPES, help="default: those of a case's users; float32, on a GPU all"
+    )
     run.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU, for every provider")
     run.add_argument("--seconds", type=float, default=0.7, help="of timing for each provider of each measurement")
     run.add_argument("--quick", action="store_true", help="the quick set, a fifth of the seconds")
+    run.add_argument("--resume", action="store_true", help="leave out what this commit has measured on this device")
     run.add_argument("--toy", action="store_true", help="every case at a size for tests; its rows mean nothing")
     for name, text in (("report", "tables.md, and the README's section"), ("plot", "figures")):
         commands.add_parser(name, parents=[common], help=f"write {text} from the rows")
@@ -65,9 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parse(arguments)
     if args.command == "list":
         for case in CASES.values():
-            print(
-                f"{case.name:<18} T{case.T} N{case.N} I{case.I} H{case.H} L{case.L} D{case.D} P{case.P}  {case.origin}"
-            )
+            sizes = f"T{case.T} N{case.N} I{case.I} H{case.H} L{case.L} D{case.D} P{case.P}"
+            print(f"{case.name:<18} {sizes}  {case.form}: {case.origin}")
         for provider in PROVIDERS.values():
             print(f"{provider.name:<18} {provider.about}")
         return 0
@@ -113,18 +118,55 @@ def _cases(args: argparse.Namespace) -> list[Case]:
     return [case.toy() for case in cases] if args.toy else cases
 
 
-def _run(args: argparse.Namespace, device: torch.device, path: Path) -> int:
-    torch.set_num_threads(args.threads)
-    # Ratios are of one run: fusedlstm and nn.LSTM take part in each.
-    names = dict.fromkeys(["fusedlstm", measure.BASELINE, *(args.provider or PROVIDERS)])
-    providers = [PROVIDERS[name] for name in names]
-    modes = args.mode or ["inference", "training", "lm_step"]
-    dtypes = args.dtype or (["float32"] if device.type == "cpu" else list(DTYPES))
-    work = [
+def _work(case: Case, args: argparse.Namespace, device: torch.device) -> list[Measurement]:
+    """The measurements of a case: in the modes and dtypes that are asked for, else in those of its users."""
+    modes = args.mode or case.modes or ["inference", "training", "lm_step"]
+    dtypes = args.dtype or case.dtypes or (["float32"] if device.type == "cpu" else list(DTYPES))
+    return [
         (case, mode, dtype)
-        for case, dtype, mode in product(_cases(args), dtypes, modes)
+        for dtype, mode in product(dtypes, modes)
         if mode != "lm_step" or (case.V and dtype in ("float32", "ieee"))
     ]
+
+
+def _left(work: list[Measurement], providers: list[Provider], device: torch.device, path: Path) -> list[Measurement]:
+    """The measurements of which a provider has no row yet of this commit, device and number of threads.
+
+    A row with an error counts, but not that of a package that was missing then and is here now.
+    """
+    commit = environment.commit()
+    if commit == "unknown" or commit.endswith("-dirty"):
+        sys.exit(
+            f"run: --resume needs a commit that says what was measured, got {commit!r}; commit the sources, or set"
+            " FUSEDLSTM_COMMIT"
+        )
+    here = commit, environment.device_name(device), torch.get_num_threads()
+    done = {
+        (row.case, row.mode, row.dtype, row.provider)
+        for row in (records.read(path) if path.exists() else [])
+        if (row.commit, row.device, row.threads) == here
+        and not (row.error.startswith("absent: ") and not PROVIDERS[row.provider].absent())
+    }
+    return [
+        (case, mode, dtype)
+        for case, mode, dtype in work
+        if any(
+            (case.name, mode, dtype, provider.name) not in done
+            for provider in measure.able(providers, case, mode, dtype, device)
+        )
+    ]
+
+
+def _run(args: argparse.Namespace, device: torch.device, path: Path) -> int:
+    torch.set_num_threads(args.threads)
+    # Ratios are of one run: fusedlstm and nn.LSTM take part in each, and whatever the ratio of a provider is to.
+    asked = [PROVIDERS[name] for name in args.provider or PROVIDERS]
+    names = dict.fromkeys(["fusedlstm", BASELINE, *(name for each in asked for name in (each.name, each.baseline))])
+    providers = [PROVIDERS[name] for name in names]
+    work = [item for case in _cases(args) for item in _work(case, args, device)]
+    if args.resume:
+        work, everything = _left(work, providers, device, path), len(work)
+        print(f"{everything - len(work)} of {everything} measurements left out: {path} has them of this commit")
     seconds = args.seconds / 5 if args.quick or args.toy else args.seconds
     failures = 0
     bar = tqdm(work, unit="measurement", file=sys.stderr)
@@ -132,7 +174,7 @@ def _run(args: argparse.Namespace, device: torch.device, path: Path) -> int:
         bar.set_postfix_str(f"{case.name} {mode} {dtype}")
         rows = list(measure.measure(case, mode, dtype, providers, device, seconds))
         records.write(path, rows)  # at once: what was measured survives an interruption
-        failures += sum(row.provider == "fusedlstm" and bool(row.error) for row in rows)
+        failures += sum(row.provider in (report.OURS, report.OURS_GRAPH) and bool(row.error) for row in rows)
         for row in rows:
             tqdm.write(_line(row))
     print(f"{len(work)} measurements in {path}; {failures} in which fusedlstm failed its check")
@@ -202,7 +244,8 @@ def _line(row: records.Row) -> str:
     name = f"{row.case:<18} {row.mode:<10} {row.dtype:<9} {row.provider:<14}"
     if row.error:
         return f"{name} {row.error}"
-    ratio = "" if row.ratio is None else f"{row.ratio:6.2f}x of nn.LSTM ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
+    of = PROVIDERS[row.provider].baseline
+    ratio = "" if row.ratio is None else f"{row.ratio:6.2f}x of {of} ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
     return f"{name} {row.median_us:12.1f} us {ratio}"
 
 

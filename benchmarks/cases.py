@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -26,6 +27,8 @@ FORMS = {
     "padded": "a batch of equal lengths",
     "packed": "a PackedSequence",
     "cell": "an LSTMCell, called once a step",
+    "alternating": "layers of one direction each, every second one from the end to the start",
+    "resets": "a batch of equal lengths in which episodes end",
 }
 
 
@@ -33,7 +36,8 @@ FORMS = {
 class Case:
     """One LSTM and its input: T steps, N rows, I features, H hidden units, L layers, D directions, P outputs of a
     projection (0: none); V is the vocabulary of a language model, in which `lm_step` is measured too. `form` is one of
-    FORMS; `lengths` has the steps of each row of a packed batch."""
+    FORMS; `lengths` has the steps of each row of a packed batch; `resets` is the share of the steps before which an
+    episode ended. `modes` and `dtypes` are those that its users run, all where there are none."""
 
     name: str
     T: int
@@ -47,6 +51,9 @@ class Case:
     origin: str = ""
     form: str = "padded"
     lengths: tuple[int, ...] = ()
+    resets: float = 0.0
+    modes: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
 
     @property
     def row_steps(self) -> int:
@@ -62,7 +69,8 @@ class Case:
         """The same kind of case at a size for tests."""
         few = {"T": min(self.T, 3), "N": min(self.N, 2), "I": min(self.I, 5), "H": min(self.H, 8)}
         lengths = tuple(min(length, few["T"]) for length in self.lengths[: few["N"]])
-        return replace(self, **few, L=min(self.L, 2), P=min(self.P, 3), V=min(self.V, 11), lengths=lengths)
+        few |= {"L": min(self.L, 2), "P": min(self.P, 3), "V": min(self.V, 11)}
+        return replace(self, **few, lengths=lengths, resets=0.5 if self.resets else 0.0)
 
 
 _CASES = [
@@ -112,6 +120,60 @@ PACKED_AND_CELLS = [
 ]
 
 
+_INFERENCE, _FLOAT32, _16_BIT = ("inference",), ("float32",), ("bfloat16", "float16")
+
+
+def _user(name: str, T: int, N: int, I: int, H: int, origin: str, **other: Any) -> Case:
+    return Case(name, T, N, I, H, **{"dtypes": _FLOAT32, "origin": origin} | other)
+
+
+def _resets(name: str, T: int, N: int, I: int, H: int, origin: str, dtypes: tuple[str, ...] = _FLOAT32) -> list[Case]:
+    """The same sizes with no reset, and with one before 1 and 10 % of the steps."""
+    return [
+        Case(f"{name}_r{percent}", T, N, I, H, origin=origin, form="resets", resets=percent / 100, dtypes=dtypes)
+        for percent in (0, 1, 10)
+    ]
+
+
+def _basecaller(name: str, N: int, H: int, modes: tuple[str, ...] = ()) -> Case:
+    origin = f"bonito and dorado, the {name} models of nanopore reads: chunks of 10,000 samples at a stride of 5"
+    name = f"basecall_{name}_n{N}"
+    return Case(name, 2000, N, H, H, L=5, origin=origin, form="alternating", modes=modes, dtypes=_16_BIT)
+
+
+_ISAAC = ("float32", "bfloat16")
+_TRANSDUCER = "NeMo, parakeet in transformers: a step of the prediction network while decoding"
+
+# What users of LSTMs run, each at sizes of theirs.
+USERS = [
+    _user("floodhub_hindcast", 365, 512, 40, 512, "google-research/flood-forecasting: the LSTM of the past"),
+    _user("floodhub_forecast", 372, 512, 552, 512, "the same: the LSTM of the forecast"),
+    _user("hydrology_128", 365, 256, 32, 128, "neuralhydrology, its configuration of 531 basins"),
+    _user("hydrology_256", 365, 256, 32, 256, "the same with more hidden units"),
+    *_resets("rl_policy", 256, 2048, 128, 128, "pytorch/rl, its benchmark of LSTM backends, with resets"),
+    *_resets("isaac_rl", 24, 4096, 256, 256, "rsl_rl and Isaac Lab: a rollout of 4096 robots", _ISAAC),
+    *_resets("isaac_rl_512", 16, 8192, 512, 512, "rl_games and Isaac Gym: a rollout of 8192 robots", _ISAAC),
+    *_resets("atari_rl", 128, 8, 512, 128, "cleanrl, ppo_atari_lstm"),
+    _basecaller("hac", 96, 384),
+    _basecaller("hac", 512, 384, _INFERENCE),  # batches of training have 96 chunks
+    _basecaller("sup", 96, 1024),
+    _basecaller("sup", 512, 1024, _INFERENCE),
+    *(
+        _user(f"rnnt_decode_n{N}", 1, N, 640, 640, _TRANSDUCER, L=2, modes=_INFERENCE, dtypes=_16_BIT)
+        for N in (1, 16, 128)
+    ),
+    _user("vad", 512, 1, 128, 128, "silero-vad over a recording", modes=_INFERENCE),
+    _user("vad_frame", 1, 1, 128, 128, "silero-vad, a frame of 32 ms", form="cell", modes=_INFERENCE),
+    _user("diarise", 589, 32, 60, 128, "pyannote.audio segmentation-3.0, chunks of 10 s", L=4, D=2),
+    _user("tts", 510, 1, 640, 256, "Kokoro, StyleTTS2: a duration encoder over phonemes", D=2, modes=_INFERENCE),
+    _user("amp", 8192, 16, 1, 16, "neural-amp-modeler: audio samples"),
+    _user("quant", 60, 800, 20, 64, "qlib, Alpha158", L=2),
+    _user("ocr", 32, 256, 512, 128, "docTR, CRNN", L=2, D=2),
+    _user("smiles", 1, 128, 256, 512, "REINVENT4: a token of 128 molecules", L=3, modes=_INFERENCE),
+    _user("icefall", 200, 32, 512, 1024, "icefall lstm_transducer_stateless2", L=12, P=512, dtypes=("float16",)),
+]
+
+
 def _square(T: int, N: int, H: int, L: int = 1) -> Case:
     return Case(f"t{T}_n{N}_h{H}_l{L}", T, N, H, H, L=L, origin="the GPU targets' grid")
 
@@ -131,15 +193,22 @@ GPU_GRID = [
     _square(64, 64, 4096),
 ]
 
-CASES = {case.name: case for case in [*_CASES, *PACKED_AND_CELLS, *GPU_GRID]}
+CASES = {case.name: case for case in [*_CASES, *PACKED_AND_CELLS, *USERS, *GPU_GRID]}
+
+# Those that `make bench` measures: a few seconds each on two cores.
+_USERS_IN_BRIEF = ["vad", "vad_frame", "tts", "ocr", "smiles", "atari_rl_r1"]
 
 # What `make bench` and `make gpu-bench` run: as much as fits their time.
 SETS = {
     "cpu": [
         "lm_200", "lm_medium", "lm_char", "sequence_128", "sequence_512", "batch_256", "batch_512", "rl_rollout",
         "rnnt_prediction", "forecast", "stream_128", "stream_512", "stream_512_b32",
-        *(case.name for case in PACKED_AND_CELLS),
+        *(case.name for case in PACKED_AND_CELLS), *_USERS_IN_BRIEF,
     ],
+    "users_cpu": [
+        *_USERS_IN_BRIEF, "atari_rl_r0", "atari_rl_r10", "quant", "hydrology_128", "hydrology_256", "diarise", "amp",
+    ],
+    "users_gpu": [case.name for case in USERS if case.name not in ("vad", "vad_frame")],
     "packed_and_cells": [case.name for case in PACKED_AND_CELLS],
     "gpu": [case.name for case in GPU_GRID],
     "quick": ["lm_200", "batch_256", "sequence_512", "stream_512"],

@@ -25,21 +25,33 @@ from benchmarks import environment
 from benchmarks.accuracy import assert_as_accurate
 from benchmarks.cases import DTYPES, Case
 from benchmarks.providers import Contestant, Provider, State, without_fast_path
+from benchmarks.recipes import Alternating, BySegments
 from benchmarks.records import Row
 from fusedlstm import _C
 from fusedlstm.lm import LanguageModel
 
-BASELINE = "torch"
+_TRUTH_BYTES = 16 << 30  # that a pass in float64 may keep
+_SAMPLE = 0.01  # seconds that the calls of a sample last at least
+_NN_LSTMS = ("torch", "torch_layers", "torch_padded", "torch_graph")
 _PAUSE = 0.02  # seconds in which the process must use no more than a tenth of a core before it is timed
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Random input, first states and gradients of the outputs, never zeros."""
+    """Random input, first states and gradients of the outputs, never zeros; and, with resets, where episodes begin."""
 
     x: Tensor
     hx: State
     cotangents: list[Tensor]
+    resets: Tensor | None = None
+
+    def chunks(self, rows: int) -> list["Inputs"]:
+        """Those of at most so many rows of the batch each, of which every tensor has the rows in dimension 1."""
+        cut = [tensor.split(rows, 1) for tensor in (self.x, *self.hx, *self.cotangents)]
+        resets = [None] * len(cut[0]) if self.resets is None else self.resets.split(rows, 1)
+        return [
+            Inputs(x, (h0, c0), list(c), r) for (x, h0, c0, *c), r in zip(zip(*cut, strict=True), resets, strict=True)
+        ]
 
 
 @dataclass
@@ -53,12 +65,19 @@ class Runner:
     seconds: list[float]  # one a round
 
 
+def able(providers: list[Provider], case: Case, mode: str, dtype: str, device: torch.device) -> list[Provider]:
+    """The providers that `measure` yields rows of."""
+    providers = [each for each in providers if mode in each.modes and case.form in each.forms]
+    return [each for each in providers if each.takes(case, dtype, device)]
+
+
 def measure(
     case: Case, mode: str, dtype: str, providers: list[Provider], device: torch.device, seconds: float
 ) -> Iterator[Row]:
     """Checks and times the providers that can run a case, about ``seconds`` for each of them, and yields their rows."""
-    providers = [each for each in providers if mode in each.modes and case.form in each.forms]
-    providers = [each for each in providers if each.takes(case, dtype, device)]
+    if device.type == "cuda":
+        gc.collect()  # graphs of the case before are in cycles, and hold its memory
+    providers = able(providers, case, mode, dtype, device)
     facts = {name: getattr(case, name) for name in ("T", "N", "I", "H", "L", "D", "P", "V")}
     facts |= {"case": case.name, "mode": mode, "dtype": dtype, "threads": torch.get_num_threads()}
     facts |= environment.columns(device, dtype)
@@ -80,10 +99,10 @@ def measure(
             except Exception as error:  # an opponent that fails is a row that says so, not the end of the run
                 yield Row(**facts, provider=provider.name, error=_text(error))
         _take_turns(runners, seconds * len(runners), settle=device.type == "cpu")
-        baseline = next((runner for runner in runners if runner.provider.name == BASELINE), None)
+        by_name = {runner.provider.name: runner for runner in runners}
         gc.collect()  # garbage that is freed in a call whose memory is measured would hide some of what it takes
         for runner in runners:
-            yield _row(runner, baseline, facts, device)
+            yield _row(runner, by_name.get(runner.provider.baseline), facts, device)
 
 
 def _text(error: Exception) -> str:
@@ -131,37 +150,60 @@ class _LayerCheck:
             sequences = [torch.empty(length, case.I, device=device) for length in case.lengths]
             self.packed = pack_sequence(sequences, enforce_sorted=False)
         steps = (case.row_steps,) if self.packed else (case.T, case.N)
-        outputs = [(*steps, case.D * case.outputs), *shapes]
+        # With resets the output alone counts: training drops the last states, and padded episodes lose them.
+        outputs = [(*steps, case.D * case.outputs), *(shapes if case.form != "resets" else ())]
+        resets = _resets_of(case, device) if case.form == "resets" else None
         dtype_of_weights = next(self.module.parameters()).dtype
         x, h0, c0 = (torch.randn(shape, device=device).to(dtype_of_weights) for shape in ((*steps, case.I), *shapes))
-        self.inputs = Inputs(x, (h0, c0), [torch.randn(shape, device=device).to(dtype_of_weights) for shape in outputs])
-        truth = copy.deepcopy(self.module).double()
-        self.truth = self._results(Contestant(truth, list(truth.parameters())), torch.float64)
+        cotangents = [torch.randn(shape, device=device).to(dtype_of_weights) for shape in outputs]
+        self.inputs = Inputs(x, (h0, c0), cotangents, resets)
+        self.truth = self._truth(case)
         own = Contestant(self.module, list(self.module.parameters()))
         self.own = _torchs_own(lambda: self._results(own, dtype_of_weights))
 
-    def _call(self, contestant: Contestant, x: Tensor, hx: State) -> tuple[Tensor, State]:
-        """All steps of x: [T, N, I], or the data of the packed sequences."""
+    def _truth(self, case: Case) -> dict[str, Tensor]:
+        """In float64, and some rows of the batch after others where all of them would take too much memory."""
+        module = copy.deepcopy(self.module).double()
+        contestant = Contestant(module, list(module.parameters()))
+        row_bytes = 8 * case.T * case.L * case.D * 6 * case.H  # gates, cells and outputs
+        rows = max(1, _TRUTH_BYTES // row_bytes)
+        if case.form in ("packed", "cell") or rows >= case.N:
+            return self._results(contestant, torch.float64)
+        parts = [self._results(contestant, torch.float64, inputs) for inputs in self.inputs.chunks(rows)]
+        of_rows = ("y", "h_n", "c_n", "grad_x")
+        return {
+            name: torch.cat([part[name] for part in parts], 1)
+            if name in of_rows
+            else torch.stack([part[name] for part in parts]).sum(0)
+            for name in parts[0]
+        }
+
+    def _call(self, contestant: Contestant, x: Tensor, hx: State, resets: Tensor | None) -> list[Tensor]:
+        """Outputs and last states of all steps of x: [T, N, I], or the data of the packed sequences."""
         if self.packed:
-            y, state = contestant.forward(self.packed._replace(data=x), hx)  # type: ignore[arg-type]
-            return y.data, state
-        if self.form == "padded":
-            return contestant.forward(x, hx)
+            y, states = contestant.forward(self.packed._replace(data=x), hx)
+            return [y.data, *states]
+        if resets is not None:
+            return [contestant.forward(x, hx, resets=resets)[0]]
+        if self.form != "cell":
+            y, states = contestant.forward(x, hx)
+            return [y, *states]
         steps = []
         for step in x:
-            hx = contestant.forward(step, hx)  # type: ignore[assignment]  # a cell returns its states alone
+            hx = contestant.forward(step, hx)
             steps.append(hx[0])
-        return torch.stack(steps), hx
+        return [torch.stack(steps), *hx]
 
-    def _results(self, contestant: Contestant, dtype: torch.dtype) -> dict[str, Tensor]:
-        x, h0, c0 = (tensor.to(dtype, copy=True) for tensor in (self.inputs.x, *self.inputs.hx))
+    def _results(self, contestant: Contestant, dtype: torch.dtype, inputs: Inputs | None = None) -> dict[str, Tensor]:
+        inputs = inputs or self.inputs
+        x, h0, c0 = (tensor.to(dtype, copy=True) for tensor in (inputs.x, *inputs.hx))
         with torch.set_grad_enabled(self.differentiates):
-            y, (h_n, c_n) = self._call(contestant, x.requires_grad_(self.differentiates), (h0, c0))
-        results = {"y": y.detach(), "h_n": h_n.detach(), "c_n": c_n.detach()}
+            outputs = self._call(contestant, x.requires_grad_(self.differentiates), (h0, c0), inputs.resets)
+        results = {name: output.detach() for name, output in zip(("y", "h_n", "c_n"), outputs, strict=False)}
         if self.differentiates:
             leaves = [x, *contestant.parameters]
             names = ["x", *(name for name, _ in self.module.named_parameters())]
-            grads = torch.autograd.grad([y, h_n, c_n], leaves, [grad.to(dtype) for grad in self.inputs.cotangents])
+            grads = torch.autograd.grad(outputs, leaves, [grad.to(dtype) for grad in inputs.cotangents])
             results |= {f"grad_{name}": grad for name, grad in zip(names, grads, strict=True)}
         return {name: tensor.clone() for name, tensor in results.items()}
 
@@ -176,18 +218,17 @@ class _LayerCheck:
 
     def _steps(self, contestant: Contestant) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
         x, hx = self.inputs.x.clone().requires_grad_(self.differentiates), self.inputs.hx
-        cotangents = self.inputs.cotangents
+        cotangents, resets = self.inputs.cotangents, self.inputs.resets
 
         def forward(_: Any) -> Any:
-            return self._call(contestant, x, hx)
+            return self._call(contestant, x, hx, resets)
 
         def inference(_: Any) -> Any:
             with torch.no_grad():
-                return self._call(contestant, x, hx)
+                return self._call(contestant, x, hx, resets)
 
         def backward(outputs: Any) -> Any:
-            y, states = outputs
-            return torch.autograd.grad([y, *states], [x, *contestant.parameters], cotangents)
+            return torch.autograd.grad(outputs, [x, *contestant.parameters], cotangents)
 
         if self.mode == "backward":
             return lambda: forward(None), backward
@@ -195,11 +236,20 @@ class _LayerCheck:
         return lambda: None, run
 
 
-def _module_of(case: Case, device: torch.device, dtype: torch.dtype) -> nn.LSTM | nn.LSTMCell:
+def _module_of(case: Case, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    on: dict[str, Any] = {"device": device, "dtype": dtype}
     if case.form == "cell":
-        return nn.LSTMCell(case.I, case.H, device=device, dtype=dtype)
-    options = {"num_layers": case.L, "bidirectional": case.D == 2, "proj_size": case.P}
-    return nn.LSTM(case.I, case.H, **options, device=device, dtype=dtype)
+        return nn.LSTMCell(case.I, case.H, **on)
+    if case.form == "alternating":
+        return Alternating([nn.LSTM(case.H if layer else case.I, case.H, **on) for layer in range(case.L)])
+    lstm = nn.LSTM(case.I, case.H, num_layers=case.L, bidirectional=case.D == 2, proj_size=case.P, **on)
+    return BySegments(lstm) if case.form == "resets" else lstm
+
+
+def _resets_of(case: Case, device: torch.device) -> Tensor:
+    """Where an episode begins, [T, N]: each step with the same chance."""
+    chances = torch.rand(case.T, case.N, generator=torch.Generator().manual_seed(0))
+    return (chances < case.resets).to(device)
 
 
 class _LanguageModelCheck:
@@ -265,7 +315,7 @@ def _take_turns(runners: list[Runner], seconds: float, settle: bool) -> None:
     calls = {}
     for runner in runners:
         _time(runner, 1)
-        calls[runner.provider.name] = max(1, min(1000, math.ceil(0.01 / _time(runner, 1))))
+        calls[runner.provider.name] = max(1, min(1000, math.ceil(_SAMPLE / _time(runner, 1))))
     order = random.Random(0)
     end = time.monotonic() + seconds
     rounds = 0
@@ -332,7 +382,7 @@ def _note(runner: Runner, facts: dict[str, Any], device: torch.device) -> str:
     if name in ("onnxruntime", "openvino", "flashrnn"):
         return f"version {version(name)}"
     # torch packs the weights of a module for cuDNN only in the types that it takes to be cuDNN's.
-    if device.type == "cuda" and facts["dtype"] == "bfloat16" and name in ("torch", "torch_layers", "torch_graph"):
+    if device.type == "cuda" and facts["dtype"] == "bfloat16" and name in _NN_LSTMS:
         return "weights not packed: torch copies them at every call"
     return ""
 

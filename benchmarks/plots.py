@@ -17,15 +17,15 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from benchmarks import report
 from benchmarks.cases import CASES
 from benchmarks.records import Row
-from benchmarks.report import GRAPH, OURS, TORCH, Group, Key
+from benchmarks.report import EAGER, GRAPHS, KINDS, MIXED, OURS, TORCH, Group, Key
 from benchmarks.roofline import bound_us
 
 # The colours of Okabe and Ito, which the colour-blind tell apart; modes differ in their marker too.
-BLUE, GREEN, LOSS, GREY = "#0072B2", "#009E73", "#D55E00", "#777777"
+BLUE, GREEN, PURPLE, LOSS, GREY = "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#777777"
 MODES = {"inference": ("o", BLUE), "training": ("s", GREEN)}
 
 # In speedup.svg: marker, colour, whether filled.
-_OTHERS = {TORCH: ("o", BLUE, True), GRAPH: ("s", GREEN, False)}
+KIND_MARKS = {EAGER: ("o", BLUE, True), GRAPHS: ("s", GREEN, False), MIXED: ("^", PURPLE, False)}
 _LOSS_MARK = ("slower than nn.LSTM, either mode", "D", LOSS, True)
 _BOUND_LOOKS = {"bound": ("|", "black", True), "fusedlstm": ("o", BLUE, True), "nn.LSTM": ("D", GREY, False)}
 
@@ -76,41 +76,41 @@ def digest_in(path: Path) -> str:
 
 
 def speedup(rows: Sequence[Row]) -> Figure:
-    """The speed-up over nn.LSTM and over its CUDA graph in each case, a panel for each dtype and mode."""
+    """The speed-up over nn.LSTM in each case, eager and in CUDA graphs, a panel for each dtype and mode."""
     drawn = _with_ratio(rows)
     if not drawn:
         return _empty("no ratio to nn.LSTM in the rows")
     names = _distinct(drawn, 3)
-    kinds = list(dict.fromkeys(key[:2] for key in drawn))
+    of_panels = list(dict.fromkeys(key[:2] for key in drawn))
     figure = Figure(figsize=(9, 1.2 + 0.17 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
-    others = [name for name in _OTHERS if any(report.ratio(group, name) is not None for group in drawn.values())]
-    for kind, axes in zip(kinds, panels, strict=True):
+    panels = figure.subplots(1, len(of_panels), sharex=True, sharey=True, squeeze=False)[0]
+    kinds = [kind for kind in KINDS if any(report.over_torch(group, kind) is not None for group in drawn.values())]
+    for of_panel, axes in zip(of_panels, panels, strict=True):
         axes.axvline(1, color="black", linewidth=0.8)
-        for group in (group for key, group in drawn.items() if key[:2] == kind):
+        for group in (group for key, group in drawn.items() if key[:2] == of_panel):
             y = names.index(group[OURS].case)
             axes.hlines(y, *_interval(group), color=_color(_ratio(group), BLUE), linewidth=1.6)
-            for name in others:
-                value = report.ratio(group, name)
+            for kind in kinds:
+                value = report.over_torch(group, kind)
                 if value is not None:
-                    marker, color, filled = _OTHERS[name]
+                    marker, color, filled = KIND_MARKS[kind]
                     shown = _color(value, color)
                     axes.plot(value, y, marker, color=shown, markerfacecolor=shown if filled else "white", markersize=5)
-        axes.set_title(", ".join(kind))
+        axes.set_title(", ".join(of_panel))
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
     panels[0].set_xscale("log")
-    _ratio_axis(panels[0].xaxis, *_limits(drawn, others))
-    panels[0].set_xlim(_limits(drawn, others))
+    _ratio_axis(panels[0].xaxis, *_limits(drawn, kinds))
+    panels[0].set_xlim(_limits(drawn, kinds))
     _cases_axis(panels[0], names)
-    figure.supxlabel("speed-up of fusedlstm: time of the other / time of fusedlstm", fontsize=9)
-    marks = [(f"over {report.label(name)}", *_OTHERS[name]) for name in others]
+    figure.supxlabel("speed-up of fusedlstm over nn.LSTM: time of nn.LSTM / time of fusedlstm", fontsize=9)
+    marks = [(kind, *KIND_MARKS[kind]) for kind in kinds]
     _legend(figure, [*marks, ("below 1: fusedlstm is slower", "D", LOSS, True)])
     return figure
 
 
 def scaling(rows: Sequence[Row]) -> Figure:
-    """The ratio to nn.LSTM over hidden size, batch and steps; lines join cases that differ in nothing else."""
+    """The eager speed-up over hidden size, batch and steps; lines join cases that differ in nothing else."""
     drawn = _with_ratio(rows)
     if not drawn:
         return _empty("no ratio to nn.LSTM in the rows")
@@ -123,7 +123,7 @@ def scaling(rows: Sequence[Row]) -> Figure:
             axes.axhline(1, color="black", linewidth=0.8)
             axes.grid(axis="y")
             _scale(axes, of_dtype, variable)
-        line[0].set_ylabel(f"{dtype}: speed-up\nover nn.LSTM")
+        line[0].set_ylabel(f"{dtype}: speed-up over\nnn.LSTM, both eager")
     for axes, name in zip(panels[-1], ("hidden size H", "batch size N", "steps T"), strict=True):
         axes.set_xlabel(name)
     panels[0, 0].set_yscale("log")
@@ -209,8 +209,7 @@ def _ratio(group: Group) -> float:
 
 
 def _interval(group: Group) -> tuple[float, float]:
-    low, high = group[OURS].ratio_low, group[OURS].ratio_high
-    return (_ratio(group), _ratio(group)) if low is None or high is None else (low, high)
+    return report.interval(group, TORCH) or (_ratio(group), _ratio(group))
 
 
 def _look(group: Group, mode: str) -> tuple[str, str]:
@@ -229,10 +228,10 @@ def _bound_us(group: Group) -> float | None:
     return bound_us(report.case_of(row), row.mode, row.dtype, row.peak_tflops, row.peak_gb_s)
 
 
-def _limits(drawn: dict[Key, Group], others: Sequence[str] = ()) -> tuple[float, float]:
-    """Ends of an axis that holds every interval, and the speed-ups over others."""
+def _limits(drawn: dict[Key, Group], kinds: Sequence[str] = ()) -> tuple[float, float]:
+    """Ends of an axis that holds every interval, and the speed-ups of these kinds."""
     ends = [end for group in drawn.values() for end in _interval(group)]
-    ends += [value for group in drawn.values() for name in others if (value := report.ratio(group, name)) is not None]
+    ends += [v for group in drawn.values() for kind in kinds if (v := report.over_torch(group, kind)) is not None]
     return min(*ends, 1) / 1.15, max(*ends, 1) * 1.15
 
 

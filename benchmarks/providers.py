@@ -5,6 +5,7 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,15 @@ from torch.nn import functional as F
 import fusedlstm
 from benchmarks import engines
 from benchmarks.cases import FORMS, Case
+from benchmarks.graphs import graphed
+from benchmarks.recipes import BySegments, PaddedEpisodes
 
 State = tuple[Tensor, Tensor]
-Forward = Callable[[Tensor, State], tuple[Tensor, State]]
+Forward = Callable[..., Any]  # of (x, (h0, c0)), and of the resets where a case has them
 
 ALL_MODES = frozenset(("inference", "forward", "backward", "training", "lm_step"))
 PASSES = ALL_MODES - {"lm_step"}
+BASELINE = "torch"
 
 
 @dataclass(frozen=True)
@@ -34,27 +38,30 @@ class Provider:
     """A way to run an LSTM.
 
     ``make`` takes an nn.LSTM whose weights it must use (an nn.LSTMCell where the case is a cell; ``forward`` is then a
-    step of it); ``takes`` says for which case, dtype and device it can, ``forms`` which forms of cases it has;
-    ``absent`` what is missing where it is not installed; ``cell`` is its name in fusedlstm.lm for `lm_step`.
+    step of it; a module of `benchmarks.recipes` for the forms that nn.LSTM does not have); ``takes`` says for which
+    case, dtype and device it can, ``forms`` which forms of cases it has; ``absent`` what is missing where it is not
+    installed; ``cell`` is its name in fusedlstm.lm for `lm_step`; ``baseline`` the provider that its ratio is to.
     """
 
     name: str
     about: str
-    make: Callable[[nn.LSTM], Contestant]
+    make: Callable[[Any], Contestant]
     modes: frozenset[str] = PASSES
     takes: Callable[[Case, str, torch.device], bool] = lambda case, dtype, device: True
     forms: frozenset[str] = frozenset(("padded",))
     absent: Callable[[], str | None] = lambda: None
     surroundings: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     cell: str | None = None
+    baseline: str = BASELINE
 
 
-def _fused(module: nn.LSTM | nn.LSTMCell) -> Contestant:
-    fused = fusedlstm.replace_lstm(copy.deepcopy(module))
+def _fused(module: nn.Module) -> Contestant:
+    """fusedlstm has resets itself, and so needs no loop over segments."""
+    fused = fusedlstm.replace_lstm(copy.deepcopy(module.lstm if isinstance(module, BySegments) else module))
     return Contestant(fused, list(fused.parameters()))
 
 
-def _as_it_comes(module: nn.LSTM | nn.LSTMCell) -> Contestant:
+def _as_it_comes(module: nn.Module) -> Contestant:
     return Contestant(module, list(module.parameters()))
 
 
@@ -129,33 +136,17 @@ def _compiled(module: nn.LSTM) -> Contestant:
 _COMPILED_CASES = ("lm_200", "sequence_128", "t35_n20_h650_l2")
 
 
-def _graphed(module: nn.LSTM) -> Contestant:
-    """nn.LSTM as a CUDA graph, captured at the first call."""
-    captured: dict[str, object] = {}
+def _padded_episodes(module: BySegments) -> Contestant:
+    return _as_it_comes(PaddedEpisodes(module.lstm))
 
-    def capture(x: Tensor, hx: State) -> None:
-        inputs = x.clone(), (hx[0].clone(), hx[1].clone())
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                module(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = module(*inputs)
-        captured.update(graph=graph, inputs=inputs, outputs=outputs)
 
-    def forward(x: Tensor, hx: State) -> tuple[Tensor, State]:
-        if not captured:
-            capture(x, hx)
-        (to_x, to_hx) = captured["inputs"]  # type: ignore[misc]
-        for target, source in ((to_x, x), (to_hx[0], hx[0]), (to_hx[1], hx[1])):
-            target.copy_(source)
-        captured["graph"].replay()  # type: ignore[attr-defined]
-        return captured["outputs"]  # type: ignore[return-value]
+def _in_graphs(make: Callable[[nn.Module], Contestant]) -> Callable[[nn.Module], Contestant]:
+    def make_graphed(module: nn.Module) -> Contestant:
+        eager = make(module)
+        assert isinstance(eager.forward, nn.Module)
+        return Contestant(graphed(eager.forward), eager.parameters)
 
-    return Contestant(forward, [])
+    return make_graphed
 
 
 def _on_cpu(case: Case, dtype: str, device: torch.device) -> bool:
@@ -176,6 +167,11 @@ def _engine(name: str, about: str, takes: Callable[[Case, str, torch.device], bo
     )
 
 
+def _graph(name: str, make: Callable[[nn.Module], Contestant], about: str, baseline: str = BASELINE) -> Provider:
+    modes, forms = frozenset(("inference", "training")), frozenset(("padded", "alternating"))
+    return Provider(f"{name}_graph", about, _in_graphs(make), modes, takes=_on_gpu, forms=forms, baseline=baseline)
+
+
 def _one_plain_layer(case: Case, dtype: str, device: torch.device) -> bool:
     return device.type == "cuda" and case.L == case.D == 1 and not case.P
 
@@ -186,7 +182,8 @@ PROVIDERS = {
         Provider("fusedlstm", "this package", _fused, modes=ALL_MODES, forms=frozenset(FORMS), cell="lstm"),
         Provider(
             "torch",
-            "nn.LSTM as it comes (oneDNN, cuDNN); nn.LSTMCell where a case is a cell",
+            "nn.LSTM as it comes (oneDNN, cuDNN); nn.LSTMCell where a case is a cell; a call a segment, as in rl_games,"
+            " where episodes end; a call a layer where layers alternate",
             _as_it_comes,
             modes=ALL_MODES,
             forms=frozenset(FORMS),
@@ -211,7 +208,14 @@ PROVIDERS = {
             _compiled,
             takes=lambda case, dtype, device: case.name in _COMPILED_CASES,
         ),
-        Provider("torch_graph", "nn.LSTM in a CUDA graph", _graphed, modes=frozenset(("inference",)), takes=_on_gpu),
+        Provider(
+            "torch_padded",
+            "nn.LSTM with each piece of an episode as a row, padded, as rsl_rl does",
+            _padded_episodes,
+            forms=frozenset(("resets",)),
+        ),
+        _graph("fusedlstm", _fused, "this package in CUDA graphs", baseline="torch_graph"),
+        _graph("torch", _as_it_comes, "nn.LSTM in CUDA graphs"),
         _engine("onnxruntime", "ONNX Runtime", _on_cpu),
         _engine("openvino", "OpenVINO", _on_cpu),
         _engine("flashrnn", "FlashRNN, fused", _one_plain_layer),

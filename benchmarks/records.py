@@ -32,7 +32,7 @@ class Row:
     p20_us: float | None = None
     p80_us: float | None = None
     samples: int = 0
-    ratio: float | None = None  # time of nn.LSTM as it comes over this one's: above 1, this one is faster
+    ratio: float | None = None  # time of the provider's baseline, nn.LSTM, over its own: above 1, it is faster
     ratio_low: float | None = None  # 95% interval of it, by bootstrap over the rounds
     ratio_high: float | None = None
     first_call_us: float | None = None  # compilation, packing and warming up included

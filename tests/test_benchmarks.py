@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from benchmarks import environment, limits, measure, records, report, roofline
+from benchmarks import environment, graphs, limits, measure, recipes, records, report, roofline
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, GPU_GRID, SETS, Case
 from benchmarks.providers import PROVIDERS, Contestant
@@ -25,19 +25,89 @@ def _peaks(monkeypatch):
     monkeypatch.setattr(environment, "peaks", lambda device, dtype, threads: (0.1, 10.0))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_every_case_runs(name, monkeypatch):
-    monkeypatch.setattr(measure, "_settle", lambda: None)  # its pauses take half of the time
-    case = CASES[name].toy()
+@pytest.fixture
+def _short(monkeypatch):
+    """One call a sample, and no pauses before it: half of the time."""
+    monkeypatch.setattr(measure, "_SAMPLE", 0.0)
+    monkeypatch.setattr(measure, "_settle", lambda: None)
+
+
+def _toys():
+    """Each kind of toy once: at their size most cases are the same but for their names."""
+    toys = (case.toy() for case in CASES.values())
+    return {replace(toy, name="", origin="", modes=(), dtypes=()): toy for toy in toys}.values()
+
+
+@pytest.mark.usefixtures("_short")
+@pytest.mark.parametrize("case", _toys(), ids=lambda case: case.name)
+def test_every_case_runs(case):
     for mode in ("inference", "forward", "backward", "training", *(["lm_step"] if case.V else [])):
-        rows = list(measure.measure(case, mode, "float32", QUICK, CPU, 0.0))
-        plain = {"torch_plain"} if mode != "lm_step" and case.form == "padded" else set()
-        assert {row.provider for row in rows} == {"fusedlstm", "torch"} | plain
+        rows = list(measure.measure(case, mode, "float32", [*QUICK, PROVIDERS["torch_padded"]], CPU, 0.0))
+        others = {"padded": {"torch_plain"} if mode != "lm_step" else set(), "resets": {"torch_padded"}}
+        assert {row.provider for row in rows} == {"fusedlstm", "torch"} | others.get(case.form, set())
         for row in rows:
             assert not row.error
             assert row.median_us > 0
             assert row.p20_us <= row.median_us <= row.p80_us
             assert row.ratio_low <= row.ratio <= row.ratio_high
+
+
+@pytest.mark.parametrize("resets", [[[0, 0, 0], [0, 0, 0]], [[0, 1, 0], [0, 0, 1], [0, 0, 1], [1, 0, 0]], [[1, 0, 1]]])
+def test_resets_in_nn_lstm(resets):
+    """By segments and with episodes padded, against the equations step by step."""
+    resets = torch.tensor(resets, dtype=torch.bool)
+    T, N = resets.shape
+    module = nn.LSTM(5, 8, num_layers=2, dtype=torch.float64)
+    x, h0, c0 = (torch.randn(shape, dtype=torch.float64) for shape in ((T, N, 5), (2, N, 8), (2, N, 8)))
+    h, c, steps = h0, c0, []
+    for t in range(T):
+        keeps = ~resets[t, :, None]
+        y, (h, c) = module(x[t : t + 1], (h * keeps, c * keeps))
+        steps.append(y[0])
+    y, (h_n, c_n) = recipes.BySegments(module)(x, (h0, c0), resets)
+    padded, _ = recipes.PaddedEpisodes(module)(x, (h0, c0), resets)
+    for given, expected in ((y, torch.stack(steps)), (padded, torch.stack(steps)), (h_n, h), (c_n, c)):
+        torch.testing.assert_close(given, expected, rtol=0, atol=1e-12)
+
+
+def test_episodes_are_rows_of_a_padded_batch():
+    """Row by row of the batch, one episode after the other: of 2 and 1 steps, then one of 3."""
+    layout = recipes.PaddedEpisodes.layout_of(torch.tensor([[0, 1], [0, 0], [1, 0]], dtype=torch.bool))
+    assert (layout.steps, layout.rows, layout.firsts.tolist()) == (3, 3, [0, 2])
+    assert layout.places.view(3, 2).tolist() == [[0, 2], [3, 5], [1, 8]]
+
+
+def test_alternating_layers():
+    first, second = nn.LSTM(5, 8), nn.LSTM(8, 8)
+    x, hx = torch.randn(4, 3, 5), (torch.randn(2, 3, 8), torch.randn(2, 3, 8))
+    y, (h_n, c_n) = recipes.Alternating([first, second])(x, hx)
+    middle, (h, c) = first(x, (hx[0][:1], hx[1][:1]))
+    assert torch.equal(h_n[:1], h)
+    assert torch.equal(c_n[:1], c)
+    assert torch.equal(y[0], h_n[1])  # the second layer ends at the first step
+    expected, _ = second(middle.flip(0), (hx[0][1:], hx[1][1:]))
+    assert torch.equal(y, expected.flip(0))
+
+
+def test_a_provider_that_misses_a_reset_is_an_error():
+    def make(module):
+        return Contestant(lambda x, hx, resets: module.lstm(x, hx), list(module.parameters()))
+
+    wrong = replace(PROVIDERS["fusedlstm"], make=make)
+    (row,) = measure.measure(CASES["rl_policy_r1"].toy(), "inference", "float32", [wrong], CPU, 0.0)
+    assert row.error.startswith("AssertionError: y: error")
+
+
+@pytest.mark.parametrize("name", ["speech_encoder", "basecall_hac_n96", "atari_rl_r10"])
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_the_truth_of_a_large_case_is_computed_in_parts(name, mode, monkeypatch):
+    case = replace(CASES[name].toy(), N=5)
+    whole = measure._LayerCheck(case, mode, "float32", CPU).truth
+    monkeypatch.setattr(measure, "_TRUTH_BYTES", 2 * 8 * case.T * case.L * case.D * 6 * case.H)  # two rows
+    parts = measure._LayerCheck(case, mode, "float32", CPU).truth
+    assert parts.keys() == whole.keys()
+    for result, expected in zip(parts.values(), whole.values(), strict=True):
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -188,6 +258,85 @@ def test_layers_of_their_own_are_the_same_lstm():
     assert [p.shape for p in contestant.parameters] == [p.shape for p in module.parameters()]
 
 
+def _without_a_gpu(monkeypatch):
+    """Stand-ins for the captures: what runs is the module, but on the inputs and into the outputs of the first call."""
+
+    def capture(run):
+        outputs = run()
+
+        def replay():
+            for target, source in zip(_flat(outputs), _flat(run()), strict=True):
+                target.copy_(source)
+
+        return replay, outputs
+
+    def make_graphed_callables(module, samples, num_warmup_iters):
+        assert num_warmup_iters == 3
+
+        def forward(*inputs):
+            assert [tensor.requires_grad for tensor in inputs] == [tensor.requires_grad for tensor in samples]
+            assert [tensor.shape for tensor in inputs] == [tensor.shape for tensor in samples]
+            return module(*inputs)
+
+        return forward
+
+    monkeypatch.setattr(graphs, "_capture", capture)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make_graphed_callables)
+
+
+def _flat(outputs):
+    y, (h, c) = outputs
+    return y, h, c
+
+
+def test_a_graph_takes_the_inputs_of_each_call(monkeypatch):
+    _without_a_gpu(monkeypatch)
+    module = nn.LSTM(5, 8, num_layers=2)
+    forward = graphs.graphed(module)
+    for rows in (3, 3, 2):
+        x, hx = torch.randn(4, rows, 5), (torch.randn(2, rows, 8), torch.randn(2, rows, 8))
+        with torch.no_grad():
+            results = _flat(forward(x, hx))
+            expected = _flat(module(x, hx))
+        for result, own in zip(results, expected, strict=True):
+            assert torch.equal(result, own)
+            assert not result.requires_grad
+    y, _ = forward(x, hx)  # and with gradients it is another capture
+    assert y.requires_grad
+
+
+@pytest.mark.usefixtures("_short")
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("name", ["lm_200", "basecall_hac_n96"])
+def test_both_are_measured_in_graphs(name, mode, monkeypatch):
+    _without_a_gpu(monkeypatch)
+    pair = [replace(PROVIDERS[name], takes=lambda *_: True) for name in ("fusedlstm_graph", "torch_graph")]
+    rows = list(measure.measure(CASES[name].toy(), mode, "float32", [*pair, *QUICK[:2]], CPU, 0.0))
+    assert [(row.provider, row.error) for row in rows[:2]] == [("fusedlstm_graph", ""), ("torch_graph", "")]
+    ours, theirs, eager, torchs = rows
+    assert ours.ratio == pytest.approx(theirs.median_us / ours.median_us, rel=1e-2)
+    assert eager.ratio == pytest.approx(torchs.median_us / eager.median_us, rel=1e-2)
+
+
+def test_graphs_need_a_gpu():
+    pair = [PROVIDERS[name] for name in ("fusedlstm_graph", "torch_graph")]
+    case = CASES["lm_200"]
+    assert measure.able(pair, case, "inference", "float32", CPU) == []
+    for mode in ("inference", "training"):
+        assert measure.able(pair, case, mode, "float32", torch.device("cuda")) == pair
+        assert measure.able(pair, CASES["packed_even"], mode, "float32", torch.device("cuda")) == []
+
+
+@pytest.mark.usefixtures("_short")
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("name", ["lm_200", "basecall_hac_n96"])
+def test_both_run_in_graphs(name, mode, cuda):
+    providers = [PROVIDERS[name] for name in ("fusedlstm", "torch", "fusedlstm_graph", "torch_graph")]
+    rows = list(measure.measure(CASES[name].toy(), mode, "float32", providers, cuda, 0.0))
+    assert [(row.provider, row.error) for row in rows] == [(provider.name, "") for provider in providers]
+    assert all(row.median_us > 0 for row in rows)
+
+
 def test_interval_holds_the_ratio_of_steady_times():
     assert measure.interval([2.0] * 9, [1.0] * 9) == (2.0, 2.0)
     low, high = measure.interval([2.0, 2.2, 1.8, 2.1, 1.9] * 4, [1.05, 1.0, 0.95, 0.9, 1.1] * 4)
@@ -240,6 +389,65 @@ def test_command_line(tmp_path, capsys):
     assert main(["report", *results]) == 0
     assert (tmp_path / "tables.md").read_text() in capsys.readouterr().out
     assert {path.suffix for path in tmp_path.iterdir()} == {".csv", ".md", ".svg"}
+
+
+RUN = ["run", "--device", "cpu", "--toy", "--seconds", "0", "--threads", "1", "--case", "stream_128"]
+TWO = ["--provider", "fusedlstm", "--provider", "torch"]
+
+
+@pytest.fixture
+def _one_thread():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_one_thread", "_short")
+def test_a_run_goes_on_where_it_was_cut_off(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(environment, "commit", lambda: "0123456789ab")
+    path, run = tmp_path / "rows.csv", [*RUN, "--results", str(tmp_path), "--resume"]
+
+    def left_out(*arguments):
+        assert main([*run, *arguments]) == 0
+        return capsys.readouterr().out.splitlines()[0].split(" measurements")[0]
+
+    assert left_out(*TWO, "--mode", "training") == "0 of 1"
+    before = records.read(path)
+    assert left_out(*TWO) == "1 of 2"  # inference is new
+    assert [row for row in records.read(path) if row.mode == "training"] == before
+    assert left_out(*TWO) == "2 of 2"
+    assert left_out(*TWO, "--provider", "torch_plain") == "0 of 2"
+    rows = records.read(path)
+    records.write(
+        path, [replace(row, error="OutOfMemoryError", median_us=None) for row in rows if row.mode == "training"]
+    )
+    assert left_out(*TWO) == "2 of 2"  # an error is a result
+    records.write(path, [replace(row, error="absent: pip install it") for row in rows if row.mode == "training"])
+    assert left_out(*TWO) == "1 of 2"  # and what was missing is here now
+    records.write(path, [replace(row, device="Another CPU") for row in rows if row.mode == "inference"])
+    assert left_out(*TWO) == "1 of 2"
+    monkeypatch.setattr(environment, "commit", lambda: "fedcba987654")
+    assert left_out(*TWO) == "0 of 2"
+
+
+@pytest.mark.parametrize("commit", ["unknown", "0123456789ab-dirty"])
+@pytest.mark.usefixtures("_one_thread")
+def test_resume_needs_a_commit(commit, tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "commit", lambda: commit)
+    with pytest.raises(SystemExit, match=f"--resume needs a commit that says what was measured, got '{commit}'"):
+        main([*RUN, "--results", str(tmp_path), "--resume"])
+
+
+@pytest.mark.usefixtures("_one_thread", "_short")
+def test_a_case_is_run_as_its_users_do(tmp_path):
+    decode = [*RUN[:-1], "rnnt_decode_n1", *TWO, "--results", str(tmp_path)]
+    assert main(decode) == 0
+    assert {(row.mode, row.dtype) for row in records.read(tmp_path / "rows.csv")} == {
+        ("inference", "bfloat16"),
+        ("inference", "float16"),
+    }
+    assert main([*decode, "--dtype", "float32", "--mode", "forward"]) == 0
+    assert {(row.mode, row.dtype) for row in records.read(tmp_path / "rows.csv")} > {("forward", "float32")}
 
 
 def test_toy_rows_stay_away_from_real_ones():

@@ -53,8 +53,8 @@ def test_numbers_of_a_table():
         "case": "lm_200",
         "size": "T10 N5 I20 H20 L1",
         "fusedlstm": "100 us (50.0..200)",
-        "speed-up over nn.LSTM (95%)": "2.50 (2.25..3.00)",
-        "over the fastest other": "2.00 (onnxruntime)",
+        "speed-up over nn.LSTM, both eager (95%)": "2.50 (2.25..3.00)",
+        "over the fastest other, both eager": "2.00 (onnxruntime)",
         "nn.LSTM": "250 us",
         "onnxruntime": "200 us",
         "TFLOP/s": "0.00320",  # 320,000 operations in 100 us
@@ -80,7 +80,7 @@ def test_geometric_means_are_over_common_cases():
     text = report.tables(ROWS).split("## float32, inference\n")[1].split("\n## ")[0]
     # nn.LSTM: cube root of 2.5 * 0.8 * 4; ONNX Runtime: square root of 2 * 0.25, without the case it fails in.
     assert "both have: nn.LSTM 2.00 (3 cases), onnxruntime 0.707 (2 cases), " in text
-    assert "the fastest other 1.26 (3 cases)." in text  # cube root of 2 * 0.25 * 4
+    assert "the fastest other, both eager 1.26 (3 cases)." in text  # cube root of 2 * 0.25 * 4
 
 
 @pytest.mark.parametrize("median_us", [None, 77.0])
@@ -96,14 +96,14 @@ def test_an_error_never_gives_a_figure(provider, median_us):
     assert f"- {report.label(provider)}, lm_200: Mismatch: y" in text
     assert "77" not in text + report.speed([broken])
     if provider != "onnxruntime":
-        assert cells["speed-up over nn.LSTM (95%)"] == "-"
+        assert cells["speed-up over nn.LSTM, both eager (95%)"] == "-"
         assert "2.50" not in text + report.speed([broken])
     if provider == "fusedlstm":
         assert [cells[name] for name in ("TFLOP/s", "GB/s", "of bound")] == ["-"] * 3
         missing = "Without a time of fusedlstm, though another has one: lm_200 inference float32"
         assert f"{missing}." in text
         assert missing in report.speed([broken])
-        assert "| Some CPU | float32 | - | - | - | - |" in report.speed([broken])
+        assert "| Some CPU | float32 |\n" in report.speed([broken])
         assert "Geometric mean" not in text
     else:
         assert "Without a time" not in text
@@ -143,7 +143,7 @@ def test_threads_are_not_mixed():
     text = report.tables(rows)
     assert _cells(text, "float32, inference, threads: 1", "lm_200")["nn.LSTM"] == "200 us"
     assert _cells(text, "float32, inference, threads: 2", "lm_200")["nn.LSTM"] == "55.0 us"
-    assert "| 1.10 (0 of 1) | 1.10 (0 of 1) | - | - |" in report.speed([rows])
+    assert "| 1.10 (0 of 1) | 1.10 (0 of 1) |" in report.speed([rows])
 
 
 def test_caption():
@@ -154,18 +154,71 @@ def test_caption():
     assert report.caption([second, first]) == f"{expected} and def, on 2026-08-01 and 2026-08-03"
 
 
+GPU = {"device": "NVIDIA H200", "cuda": "13.0", "dtype": "bfloat16"}
+
+
+def _in_graphs(ours, torch_time, case="lm_200", **other):
+    """As `_pair`, both in CUDA graphs."""
+    pair = _pair(ours, torch_time, case, **GPU | other)
+    return [replace(row, provider=f"{row.provider}_graph") for row in pair]
+
+
 def test_the_short_table():
-    graph = [_row("torch_graph", 50.0, "lm_200", device="NVIDIA H200", cuda="13.0")]
-    gpu = [replace(row, device="NVIDIA H200", cuda="13.0", dtype="bfloat16") for row in [*_pair(100.0, 250.0), *graph]]
+    gpu = [*_pair(100.0, 250.0, **GPU), _row("torch_graph", 50.0, **GPU)]
     text = report.speed([gpu, ROWS])
-    assert [line for line in text.splitlines() if line.startswith(("| Some", "| NV"))] == [
-        "| NVIDIA H200 | bfloat16 | 2.50 (0 of 1) | 0.500 (1 of 1) | - | - |",
+    assert [line for line in text.splitlines() if line.startswith(("| device", "| Some", "| NV"))] == [
+        "| device | dtype | inference: over nn.LSTM, both eager | inference: over the fastest other, both eager |"
+        " inference: over nn.LSTM, mixed: only nn.LSTM in a CUDA graph | training: over nn.LSTM, both eager |"
+        " training: over the fastest other, both eager |",
+        "| NVIDIA H200 | bfloat16 | 2.50 (0 of 1) | 2.50 (0 of 1) | 0.500 (1 of 1) | - | - |",
         # nn.LSTM: cube root of 2.5 * 0.8 * 4; the fastest other: of 2 * 0.25 * 4.
-        "| Some CPU | float32 | 2.00 (1 of 3) | 1.26 (1 of 3) | 4.00 (0 of 1) | 4.00 (0 of 1) |",
+        "| Some CPU | float32 | 2.00 (1 of 3) | 1.26 (1 of 3) | - | 4.00 (0 of 1) | 4.00 (0 of 1) |",
     ]
-    assert "\n- Some CPU, threads 2. Lowest over nn.LSTM: 0.800 (lm_medium, inference, float32): [every case]" in text
+    assert "\n- Some CPU, threads 2. Lowest over nn.LSTM 0.800 (lm_medium, inference, float32): [every case]" in text
+    mixed = "nn.LSTM (mixed: only nn.LSTM in a CUDA graph) 0.500 (lm_200, inference, bfloat16): [every case]"
+    assert f"Lowest over nn.LSTM 2.50 (lm_200, inference, bfloat16); {mixed}" in text
     assert "](benchmarks/results/cpu-some-cpu/tables.md)" in text
     assert "](benchmarks/results/h200/tables.md)" in text
+
+
+def test_a_graph_is_compared_with_a_graph():
+    rows = [*_pair(100.0, 250.0, **GPU), *_in_graphs(40.0, 30.0)]
+    text = report.tables(rows)
+    cells = _cells(text, "bfloat16, inference", "lm_200")
+    assert cells["speed-up over nn.LSTM, both eager (95%)"] == "2.50 (2.25..3.00)"
+    assert cells["over the fastest other, both eager"] == "2.50 (nn.LSTM)"
+    assert cells["speed-up over nn.LSTM, both in CUDA graphs (95%)"] == "0.750 (0.675..0.900)"
+    assert cells["fusedlstm in a CUDA graph"] == "40.0 us (20.0..80.0)"
+    assert cells["nn.LSTM in a CUDA graph"] == "30.0 us"
+    assert "mixed" not in text.split("## ")[1]
+    assert "| lm_200 | inference | bfloat16 | 2 | nn.LSTM (both in CUDA graphs) 0.750 (0.675..0.900) |" in text
+    assert "nn.LSTM 2.50 (1 case), nn.LSTM (both in CUDA graphs) 0.750 (1 case), the fastest other, both eager" in text
+    summary = report.speed([rows])
+    assert "inference: over nn.LSTM, both in CUDA graphs" in summary
+    assert "mixed" not in summary
+    assert "| 2.50 (0 of 1) | 2.50 (0 of 1) | 0.750 (1 of 1) |" in summary
+
+
+@pytest.mark.parametrize("error", ["RuntimeError: no graph", None], ids=["failed", "not measured"])
+def test_nn_lstm_alone_in_a_graph_is_a_mixed_comparison(error):
+    """As in rows from before fusedlstm was measured in a graph."""
+    ours, theirs = _in_graphs(40.0, 30.0)
+    failed = [] if error is None else [replace(ours, error=error, median_us=None, ratio=None)]
+    text = report.tables([*_pair(100.0, 250.0, **GPU), theirs, *failed])
+    cells = _cells(text, "bfloat16, inference", "lm_200")
+    assert cells["speed-up over nn.LSTM, mixed: only nn.LSTM in a CUDA graph"] == "0.300"
+    assert cells["over the fastest other, both eager"] == "2.50 (nn.LSTM)"
+    assert "both in CUDA graphs" not in text
+    assert "| lm_200 | inference | bfloat16 | 2 | nn.LSTM (mixed: only nn.LSTM in a CUDA graph) 0.300 |" in text
+    missing = "Without a time of fusedlstm in a CUDA graph, though another has one: lm_200 inference bfloat16."
+    assert (missing in text) == (error is not None)
+
+
+def test_kinds_of_cases_are_told_from_each_other():
+    rows = [*_pair(1.0, 2.0, "rl_policy_r10"), *_pair(1.0, 2.0, "basecall_hac_n96")]
+    text = report.tables(rows)
+    assert _cells(text, "float32, inference", "rl_policy_r10")["size"] == "T10 N5 I20 H20 L1 resets 10%"
+    assert _cells(text, "float32, inference", "basecall_hac_n96")["size"] == "T10 N5 I20 H20 L1 alternating"
 
 
 def test_the_short_table_is_short(tmp_path):
@@ -176,11 +229,12 @@ def test_the_short_table_is_short(tmp_path):
 
 def test_the_figure_names_what_it_shows():
     assert report.figure([ROWS]) == (
-        "![Speed-up of fusedlstm over nn.LSTM on Some CPU, by case](benchmarks/results/cpu-some-cpu/speedup.svg)"
+        "![Speed-up of fusedlstm over nn.LSTM on Some CPU (both eager), by case]"
+        "(benchmarks/results/cpu-some-cpu/speedup.svg)"
     )
-    assert "over nn.LSTM and over nn.LSTM in a CUDA graph on" in report.figure(
-        [[*ROWS, _row("torch_graph", 5.0)], ROWS]
-    )
+    graphs, mixed = _in_graphs(40.0, 30.0), _row("torch_graph", 5.0)
+    assert "(both eager; mixed: only nn.LSTM in a CUDA graph), by" in report.figure([[*ROWS, mixed], ROWS])
+    assert "(both eager; both in CUDA graphs), by" in report.figure([[*_pair(100.0, 250.0, **GPU), *graphs]])
 
 
 def test_the_order_of_rows_does_not_matter(tmp_path):
@@ -245,13 +299,19 @@ def test_losses_have_a_colour_of_their_own(tmp_path):
     assert plots.draw(won, tmp_path)[0].read_text().lower().count(plots.LOSS.lower()) < legend
 
 
-def test_the_graph_of_nn_lstm_has_a_mark_of_its_own(tmp_path):
-    def greens(rows):
-        return plots.draw(rows, tmp_path)[0].read_text().lower().count(plots.GREEN.lower())
+@pytest.mark.parametrize("kind", [report.GRAPHS, report.MIXED])
+def test_graphs_have_marks_of_their_own(kind, tmp_path):
+    """Of a loss, the legend's alone."""
 
-    faster, slower = (_row("torch_graph", time, "lm_200") for time in (150.0, 50.0))
-    assert greens(ROWS) == 0
-    assert greens([*ROWS, faster]) > greens([*ROWS, slower]) > 0  # of a loss, the legend's alone
+    def marks(rows):
+        return plots.draw(rows, tmp_path)[0].read_text().lower().count(plots.KIND_MARKS[kind][1].lower())
+
+    eager = _pair(100.0, 250.0, **GPU)
+    faster, slower = (
+        _in_graphs(10.0, time) if kind == report.GRAPHS else _in_graphs(10.0, 10 * time)[1:] for time in (15, 5)
+    )
+    assert marks(eager) == 0
+    assert marks([*eager, *faster]) > marks([*eager, *slower]) > 0
 
 
 def test_figures_are_readable_in_a_dark_theme(tmp_path):
