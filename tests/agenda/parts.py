@@ -1,14 +1,28 @@
 """The parts of the agenda, in order of value: what runs on a GPU, for how long, and what its record depends on."""
 
 from collections.abc import Iterator
+from itertools import product
 
 from agenda import build
 from agenda.part import Part
+
+from benchmarks.cases import SETS
 
 # How benchmarks time: the rows' sources, and those of the other records.
 _MEASURING = tuple(f"benchmarks/{name}.py" for name in ("accuracy", "cases", "environment", "measure", "providers"))
 _TIERS = ("benchmarks/cases.py", "benchmarks/tiers.py")
 _GRAPHS = ("torch_graph", "fusedlstm_graph")
+
+# Of the 24 shapes: where cuDNN has kernels of its own in float16, and what stands for the others.
+_FLOAT16 = (
+    "t256_n64_h64_l1", "t256_n64_h128_l1", "t256_n64_h160_l1", "t256_n64_h512_l1", "t256_n64_h1024_l1",
+    "t1024_n8_h1024_l1", "t35_n20_h1500_l2", "t512_n32_h512_l2", "t256_n128_h1024_l4",
+)  # fmt: skip
+_FLOAT16_TRAINING = ("t256_n64_h160_l1", "t256_n64_h1024_l1", "t1024_n8_h1024_l1", "t35_n20_h1500_l2")
+_TYPICAL = (
+    "t35_n20_h200_l2", "t35_n20_h1500_l2", "t256_n64_h64_l1", "t256_n64_h256_l1", "t256_n64_h1024_l1",
+    "t256_n128_h1024_l1", "t1024_n8_h1024_l1", "t70_n80_h1152_l3",
+)  # fmt: skip
 _SHAPES = (
     "t256_n64_h256_l1", "t256_n64_h1024_l1", "t256_n128_h1024_l1", "t1024_n8_h1024_l1", "t256_n64_h2048_l1",
     "t512_n32_h512_l2",
@@ -35,25 +49,31 @@ def _options(name: str, values: tuple[str, ...]) -> list[str]:
 
 
 def _rows(
-    name: str, title: str, estimate: float, *, dtypes: tuple[str, ...], modes: tuple[str, ...], cases_of: str = "",
-    cases: tuple[str, ...] = (), providers: tuple[str, ...] = _GRAPHS, packages: tuple[str, ...] = (),
+    name: str, title: str, estimate: float, *, cases: tuple[str, ...], dtypes: tuple[str, ...] = (),
+    modes: tuple[str, ...] = (), providers: tuple[str, ...] = _GRAPHS, packages: tuple[str, ...] = (),
 ) -> Part:  # fmt: skip
     """Rows of rows.csv. What one commit has measured already is skipped: a part that was cut off goes on there."""
-    chosen = ["--set", cases_of] if cases_of else _options("case", cases)
-    options = [*_options("dtype", dtypes), *_options("mode", modes), *_options("provider", providers)]
-    command = _module("benchmarks", "run", "--device", "cuda", *chosen, *options, "--seconds", "0.15", "--resume")
+    options = [
+        *_options("case", cases),
+        *_options("dtype", dtypes),
+        *_options("mode", modes),
+        *_options("provider", providers),
+    ]
+    command = _module("benchmarks", "run", "--device", "cuda", *options, "--seconds", "0.15", "--resume")
     sources = (*_MEASURING, "benchmarks/engines.py") if packages else _MEASURING
     return Part(f"rows_{name}", title, command, estimate, 2.5 * estimate, sources, ("rows.csv",), packages=packages)
 
 
-def _grid(dtype: str, mode: str, estimate: float) -> Part:
-    title = f"{dtype} {mode} of the 24 shapes, eager and in a graph"
-    return _rows(f"{dtype}_{mode}", title, estimate, dtypes=(dtype,), modes=(mode,), cases_of="gpu")
+def _shapes(name: str, dtype: str, mode: str, cases: tuple[str, ...]) -> Part:
+    title = f"{dtype} {mode} of {len(cases)} shapes, eager and in graphs"
+    seconds = 3 if mode == "inference" else 4
+    return _rows(f"{name}_{dtype}_{mode}", title, seconds * len(cases), dtypes=(dtype,), modes=(mode,), cases=cases)
 
 
-def _users(dtype: str, mode: str) -> Part:
-    title = f"{dtype} {mode} of named users' cases"
-    return _rows(f"users_{dtype}_{mode}", title, 50, dtypes=(dtype,), modes=(mode,), cases_of="users_gpu")
+def _users(name: str, title: str, seconds: float, *beginnings: str) -> Part:
+    """In the dtypes and modes of the users."""
+    cases = tuple(case for case in SETS["users_gpu"] if case.startswith(beginnings))
+    return _rows(f"users_{name}", title, seconds, cases=cases, providers=(*_GRAPHS, "torch_padded"))
 
 
 def _tiers(name: str, title: str, estimate: float, *arguments: str) -> Part:
@@ -63,7 +83,7 @@ def _tiers(name: str, title: str, estimate: float, *arguments: str) -> Part:
 
 def _micro(section: str, title: str, estimate: float = 12) -> Part:
     command = _module("benchmarks", "micro", "--section", section)
-    sources = ("benchmarks/micro.py", "benchmarks/micro/**/*")
+    sources = ("benchmarks/micro/*",)
     return Part(f"micro_{section}", title, command, estimate, 60, sources, ("micro.jsonl",))
 
 
@@ -95,8 +115,8 @@ def _all() -> Iterator[Part]:
     yield _check("probes", "probes of the emulator on the GPU", 50, 120, "tests/emulation/*")
     yield _check("sanitize", "small cases under compute-sanitizer", 90, 200)
 
-    yield _grid("float16", "inference", 60)
-    yield _grid("float16", "training", 75)
+    yield _shapes("own", "float16", "inference", _FLOAT16)
+    yield _shapes("own", "float16", "training", _FLOAT16_TRAINING)
     yield _rows(
         "h4096", "H 4096, which has no rows yet", 15, dtypes=("float32", "bfloat16"), modes=("inference", "training"),
         cases=("t64_n64_h4096_l1",),
@@ -105,14 +125,14 @@ def _all() -> Iterator[Part]:
         "h2048_training", "float32 training of N 256 and H 2048, which has no row yet", 8, dtypes=("float32",),
         modes=("training",), cases=("t128_n256_h2048_l2",),
     )  # fmt: skip
-    yield _grid("bfloat16", "training", 75)
-    yield _grid("float32", "training", 75)
-    yield _grid("bfloat16", "inference", 60)
-    yield _grid("float32", "inference", 60)
+    for mode, dtype in product(("training", "inference"), ("bfloat16", "float32")):
+        yield _shapes("typical", dtype, mode, _TYPICAL)
 
-    for mode in ("inference", "training"):
-        for dtype in ("float16", "bfloat16", "float32"):
-            yield _users(dtype, mode)
+    padded = "rl_policy", "isaac_rl", "atari_rl"
+    yield _users("resets", "rollouts with resets at 0, 1 and 10 %, against segments and padding", 90, *padded)
+    yield _users("decoding", "a step of decoding, eager and in graphs", 25, "rnnt_decode", "smiles")
+    yield _users("speech", "speech and nanopore reads", 90, "basecall", "diarise", "tts", "icefall")
+    yield _users("series", "forecasts, audio, text", 45, "floodhub", "hydrology", "amp", "quant", "ocr")
 
     for dtype in ("bfloat16", "float32"):
         options = ("--dtype", dtype, *_options("case", _SHAPES))
@@ -130,7 +150,7 @@ def _all() -> Iterator[Part]:
 
     yield Part(
         "kernels", "kernels against the times that they must reach", _module("benchmarks", "kernels"), 45, 150,
-        ("benchmarks/kernels.py", "benchmarks/kernels/**/*"), ("kernels.jsonl",),
+        ("benchmarks/kernels.py", *_TIERS), ("kernels.jsonl",),
     )  # fmt: skip
     yield Part(
         "stalls", "stall reasons of two kernels by source line, from ncu", _module("benchmarks", "stalls"), 40, 120,
@@ -142,6 +162,9 @@ def _all() -> Iterator[Part]:
         "large", "two layers of 1024, beside nn.LSTM", "--steps", "200", "--hidden-size", "1024", "--num-layers", "2",
         "--batch-size", "64", "--window", "128",
     )  # fmt: skip
+
+    for dtype, mode in product(("float16", "bfloat16", "float32"), ("inference", "training")):
+        yield _shapes("all", dtype, mode, tuple(SETS["gpu"]))  # what is left of them
 
     for provider, dtype, package in (("flashrnn", "bfloat16", "flashrnn"), ("haste", "float32", "haste_pytorch")):
         yield _rows(
