@@ -14,9 +14,12 @@ struct Storage {
 
 // With kAsync the stores are counted at an mbarrier, otherwise a barrier of the cluster follows them. Two
 // states take turns: a block stores state s + 2 after all parts of s + 1 have come, whose blocks had read s.
-template <int kSize, int kBytes, bool kAsync>
+// kCheckAll looks at every word of every step instead of at 16 bytes in each thread, which costs a step
+// little.
+template <int kSize, int kBytes, bool kAsync, bool kCheckAll>
 __global__ void __launch_bounds__(kThreads, 1) push_kernel(Report* report, int steps) {
-  constexpr int kVectors = kBytes / 16, kAll = kSize * kVectors;
+  constexpr int kVectors = kBytes / 16, kAll = kSize * kVectors;  // all: a power of two
+  constexpr int kOfThread = (kAll + kThreads - 1) / kThreads;     // known, so that addresses are made once
   auto& storage = *reinterpret_cast<Storage<kBytes>*>(dynamic_shared());
   const int thread = static_cast<int>(thread_index()), rank = cluster_rank();
   const uint32_t barriers = shared_address(storage.barriers);
@@ -38,8 +41,9 @@ __global__ void __launch_bounds__(kThreads, 1) push_kernel(Report* report, int s
     const uint32_t barrier = barriers + s % 2 * 8;
     if (kAsync && thread == 0) mbarrier_expect(barrier, kSize * kBytes);
 #pragma unroll
-    for (int i = thread; i < kAll; i += kThreads) {
-      const int to = i / kVectors, v = i % kVectors;
+    for (int j = 0; j < kOfThread; ++j) {
+      const int i = thread + j * kThreads, to = i / kVectors, v = i % kVectors;
+      if (kAll % kThreads && i >= kAll) break;
       const uint32_t address = address_in(shared_address(&state[rank][v]), to);
       const uint4 value = vector_of(s, 4 * (rank * kVectors + v));
       if constexpr (kAsync)
@@ -51,9 +55,13 @@ __global__ void __launch_bounds__(kThreads, 1) push_kernel(Report* report, int s
       mbarrier_wait(barrier, s / 2);
     else
       cluster_barrier();
-#pragma unroll
-    for (int i = thread; i < kAll; i += kThreads)
-      wrong |= differs(state[i / kVectors][i % kVectors], vector_of(s, 4 * i));
+    const auto is_wrong = [&](int i) {
+      return differs(state[i / kVectors][i % kVectors], vector_of(s, 4 * i));
+    };
+    if constexpr (kCheckAll)
+      for (int i = thread; i < kAll; i += kThreads) wrong |= is_wrong(i);
+    else
+      wrong |= is_wrong((thread + s * 97) & (kAll - 1));
     block_barrier();
   }
   cluster_barrier();  // no block ends while another may store in it
@@ -62,21 +70,25 @@ __global__ void __launch_bounds__(kThreads, 1) push_kernel(Report* report, int s
 
 template <int kSize, int kBytes, bool kAsync>
 void measure_push(Bench& bench) {
-  constexpr int kSteps = 2000;
+  constexpr int kSteps = 2000, kCheckedSteps = 64;
   const int shared_bytes = std::max(static_cast<int>(sizeof(Storage<kBytes>)), kOneBlockEach);
-  const auto kernel = push_kernel<kSize, kBytes, kAsync>;
+  const auto kernel = push_kernel<kSize, kBytes, kAsync, false>;
   const int clusters = clusters_at_once(bench, kernel, kSize, shared_bytes);
   if (clusters == 0) throw std::runtime_error("the device takes no cluster of " + std::to_string(kSize));
-  const Times times = bench.measure(
-      clusters * kSize, kSteps, [] {},
-      [&] { launch_clusters(bench, kernel, clusters, kSize, shared_bytes, bench.report, kSteps); });
+  const auto measure = [&](void (*chosen)(Report*, int), int steps) {
+    return bench.measure(
+        clusters * kSize, steps, [] {},
+        [&] { launch_clusters(bench, chosen, clusters, kSize, shared_bytes, bench.report, steps); });
+  };
+  const Times checked = measure(push_kernel<kSize, kBytes, kAsync, true>, kCheckedSteps);
+  const Times times = measure(kernel, kSteps);
   Point()
       .set("what", kAsync ? "st.async" : "st and cluster barrier")
       .set("cluster", kSize)
       .set("clusters", clusters)
       .set("bytes", kBytes)  // of a block, to each block
       .set(times)
-      .print(times.ok);
+      .print(checked.ok && times.ok);
 }
 
 template <int kSize>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdio>
 #include <string>
 
@@ -32,6 +33,7 @@ class Point {
     return add(name, std::isfinite(value) ? text : "null");
   }
   Point& set(const char* name, int value) { return add(name, std::to_string(value)); }
+  Point& set(const char* name, size_t value) { return add(name, std::to_string(value)); }
   Point& set(const Times& times) {
     return set("us", times.us)
         .set("us_min", times.us_min)

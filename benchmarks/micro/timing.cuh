@@ -93,6 +93,8 @@ T* device_array(size_t count) {
   T* memory = nullptr;
   check(cudaMalloc(&memory, count * sizeof(T)), "an allocation");
   check(cudaMemset(memory, 0xff, count * sizeof(T)), "a fill");  // poison
+  // The stream of the measurements does not wait for the default one, on which the fill runs.
+  check(cudaDeviceSynchronize(), "a fill");
   return memory;
 }
 
@@ -110,7 +112,6 @@ struct Bench {
     check(cudaEventCreate(&begin), "an event");
     check(cudaEventCreate(&end), "an event");
     report = device_array<Report>(1);
-    check(cudaDeviceSynchronize(), "a wait");
     const Times warm = measure(
         multiprocessors(), 1, [] {},
         [&] {
@@ -168,7 +169,8 @@ inline int run(int argc, char** argv, void (*section)(Bench&)) {
     check(cudaDeviceSynchronize(), "a wait");
     return 0;
   } catch (const std::exception& error) {
-    const bool hung = cudaPeekAtLastError() == cudaErrorAssert;
+    // After a failed assertion every call says so; check() has taken the error that the runtime keeps.
+    const bool hung = cudaDeviceSynchronize() == cudaErrorAssert;
     Point().set("error", ((hung ? "hung: " : "") + std::string(error.what())).c_str()).print(false);
     return 1;
   }

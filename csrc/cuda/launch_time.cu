@@ -11,11 +11,20 @@ namespace {
 
 __global__ void empty_kernel() {}
 
+// While it lives, calls of this thread do not end a capture that another thread may have begun.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { check(cudaThreadExchangeStreamCaptureMode(&mode_), "launch_time"); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;  // then the one before
+};
+
 // Of a launch, on a stream of its own: on the caller's, a full queue would make launches wait.
 double measure() {
-  // Without the relaxed mode, calls here would end a capture that another thread may have begun.
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  check(cudaThreadExchangeStreamCaptureMode(&mode), "launch_time");
+  const RelaxedCapture relaxed;
   Stream stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "launch_time");
   const Launch settings{.blocks = 1, .threads = 32, .stream = stream};
@@ -27,7 +36,6 @@ double measure() {
     each = std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
   }
   check(cudaStreamDestroy(stream), "launch_time");  // without waiting: the device may be waiting for the host
-  check(cudaThreadExchangeStreamCaptureMode(&mode), "launch_time");
   const auto middle = us.begin() + us.size() / 2;
   std::nth_element(us.begin(), middle, us.end());
   return *middle;
