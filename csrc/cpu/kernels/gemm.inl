@@ -368,7 +368,8 @@ void gemm_unpacked(const T* a, int64_t a_row, int64_t a_depth, int64_t rows, con
                 [&](int64_t k) { return b[k]; }, columns, adds, out, out_stride);
 }
 
-// out = a times a packed matrix, or += with `adds`.
+// out = a times a packed matrix, or += with `adds`: once, so that the rounding error does not grow with the
+// parts of the depth.
 template <class T>
 void gemm(const T* a, int64_t rows, const T* panels, int64_t columns, int64_t depth, int64_t kc, bool adds,
           T* out, int64_t out_stride) {
@@ -383,13 +384,14 @@ void gemm(const T* a, int64_t rows, const T* panels, int64_t columns, int64_t de
       T* const to = out + begin * out_stride + column;
       alignas(64) T sum[kMC * NR];
       for (int64_t i = 0; i < count * NR; i += L) store(sum + i, Vec<T>{});
-      for (int64_t r = 0; r < count && adds; ++r)
-        for (int64_t v = 0; v < vectors; ++v)
-          store(sum + (4 * r + v) * L, load(to + r * out_stride + v * L, columns - column - v * L));
       panel_gemm<T>(row, count, depth, panels + column * depth, vectors, sum, kc);
       for (int64_t r = 0; r < count; ++r)
-        for (int64_t v = 0; v < vectors; ++v)
-          store(to + r * out_stride + v * L, load(sum + (4 * r + v) * L), columns - column - v * L);
+        for (int64_t v = 0; v < vectors; ++v) {
+          T* const at = to + r * out_stride + v * L;
+          const int64_t width = columns - column - v * L;
+          const Vec<T> own = load(sum + (4 * r + v) * L);
+          store(at, adds ? load(at, width) + own : own, width);
+        }
     }
   }
 }
