@@ -100,7 +100,7 @@ def test_values_and_gradients(case, dtype, device):
 
 def test_gradients_of_weights_over_many_rows():
     """48,000 entries, as forecasters of many series have them. A sum that adds each of its parts to all those before it
-    has four times the error of nn.LSTM's here."""
+    had four times the error of nn.LSTM's here."""
     _check(Case("many_rows", 20, 2400, 20, 64, {"num_layers": 2}), torch.float32, torch.device("cpu"), draws_of=1)
 
 

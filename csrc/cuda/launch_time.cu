@@ -1,4 +1,4 @@
-// How long the host takes to launch a kernel: a call of one step after the other waits for nothing else.
+// How long the host takes to launch a kernel, which bounds a loop over short steps.
 #include <algorithm>
 #include <array>
 #include <chrono>
