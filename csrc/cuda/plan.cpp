@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <numbers>
 #include <stdexcept>
 
 namespace fusedlstm::cuda {
@@ -100,9 +101,13 @@ double cell_bytes(const Problem& problem) {
   return static_cast<double>(problem.pass == Pass::forward ? 9 * compute + io : 7 * compute + 5 * io);
 }
 
+// To the nearest power of two, by its exponent: 1/sqrt(2) to sqrt(2) is 1. std::log2 would need a later glibc
+// than torch.
 double rounded_launch_us(const Limits& limits) {
   if (limits.launch_us <= 0) return 0;
-  return kLaunchUs * std::exp2(std::round(std::log2(limits.launch_us / kLaunchUs)));
+  int exponent = 0;
+  std::frexp(limits.launch_us / kLaunchUs * std::numbers::sqrt2, &exponent);
+  return std::ldexp(kLaunchUs, exponent - 1);
 }
 
 // The longer of what a step takes the device and what it takes the host, which starts the next one meanwhile.
