@@ -1,12 +1,9 @@
-"""The agenda of a GPU, tested without one: its runner with stand-in parts, its archive, its table."""
+"""The agenda of a GPU, tested without one: its runner with stand-in parts, its archive, its lists."""
 
-import importlib.util
 import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from dataclasses import replace
@@ -15,14 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from agenda import __main__ as command_line
-from agenda import archive, build, listing, process, runner, state
-from agenda.machine import Machine, commit_of, this_machine
+from agenda import archive, listing, process, runner, state
+from agenda.machine import Machine
 from agenda.part import Part
 from agenda.parts import PARTS
 from agenda.sources import Sources
 
-from benchmarks import __main__ as benchmarks
-from benchmarks import environment, language_model, records
+from benchmarks import records
 
 ROOT = Path(__file__).parent.parent
 MACHINE = Machine("NVIDIA H200", "h200", "580", "2.11.0", "c0ffee")
@@ -365,54 +361,6 @@ def test_a_summary_fits_a_terminal():
     assert any("others" in line for line in lines)
 
 
-def test_the_name_of_sources_stands_for_them_alone():
-    assert commit_of("abc", "0123456789abcdef") == "abc"
-    assert commit_of("abc-dirty", "0123456789abcdef") == "abc-dirty-01234567"
-    assert commit_of("unknown", "0123456789abcdef") == "sources-0123456789ab"
-
-
-def test_the_table_is_consistent():
-    names = [each.name for each in PARTS]
-    assert len(set(names)) == len(names)
-    assert PARTS[0].required
-    for each in PARTS:
-        assert 0 < each.estimate < each.limit
-        assert each.estimate <= 110, f"{each.name}: a part that is cut off must lose little"
-        values = {"python": "python", "results": "results", "commit": "c0ffee"}
-        assert all(word.format(**values) for word in each.command)
-
-
-@pytest.mark.parametrize("globs", sorted({each.sources for each in PARTS if each.sources}), ids=" ".join)
-def test_the_sources_of_the_table_are_there(globs):
-    assert Sources().digest(globs) != Sources().digest([])
-
-
-@pytest.mark.parametrize("module", sorted({each.command[2] for each in PARTS}))
-def test_what_the_table_runs_is_there(module):
-    assert importlib.util.find_spec(module), module
-
-
-@pytest.mark.parametrize("command", sorted({each.command[3] for each in PARTS if each.command[2] == "benchmarks"}))
-def test_the_benchmarks_of_the_table_parse(command):
-    for each in PARTS:
-        if each.command[2:4] == ("benchmarks", command):
-            benchmarks._parse(each.command[3:])
-
-
-def test_the_language_models_of_the_table_parse():
-    found = [each.command[3:] for each in PARTS if each.command[2] == language_model.__name__]
-    assert found
-    for arguments in found:
-        assert language_model._parse(arguments).device == "cuda"
-
-
-def test_the_hazards_of_the_table_are_all_that_there_are():
-    command = [sys.executable, "-m", "tests.hazards", "--list"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    listed = {line.split()[0] for line in run.stdout.splitlines() if line.strip()}
-    assert listed == {each.command[3] for each in PARTS if each.command[2] == "tests.hazards"}
-
-
 def test_the_command_line(tmp_path, capsys):
     results = ["--results", str(tmp_path / "results")]
     assert command_line.main(["dry", "--budget", "200", *results]) == 0
@@ -434,67 +382,3 @@ def test_the_command_line(tmp_path, capsys):
 def test_without_a_gpu_it_says_so():
     with pytest.raises(SystemExit, match="torch sees none"):
         command_line.main(["run"])
-
-
-@pytest.mark.parametrize("path", ["benchmarks/environment.py", "benchmarks/records.py", "tests/agenda/__main__.py"])
-def test_a_machine_can_be_named_before_the_package_is_built(monkeypatch, path):
-    monkeypatch.setitem(sys.modules, "fusedlstm", None)  # importing it fails
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("agenda", "benchmarks")]:
-        monkeypatch.delitem(sys.modules, name)
-    spec = importlib.util.spec_from_file_location("alone", ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "alone", module)
-    spec.loader.exec_module(module)
-
-
-@pytest.fixture
-def h100(monkeypatch):
-    """torch says that there is one."""
-    cached = (environment.device_name, environment.commit)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    for function in cached:
-        function.cache_clear()
-    yield
-    for function in cached:
-        function.cache_clear()
-
-
-def test_a_machine_and_its_build(h100, monkeypatch):
-    monkeypatch.setenv("FUSEDLSTM_COMMIT", "unknown")
-    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    found = this_machine("0123456789abcdef")
-    assert (found.gpu, found.folder) == ("NVIDIA H100 80GB HBM3", "h100-80gb-hbm3")
-    assert found.commit == "sources-0123456789ab"
-    assert build._archs() == "9.0a"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
-    assert build._archs() == "8.6"
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
-    assert build._archs() == "8.0"
-
-
-def test_a_build_is_made_once(tmp_path, monkeypatch):
-    """By a stand-in for pip; what it builds is current until the library or a source changes."""
-    monkeypatch.setattr(build, "_STAMP", tmp_path / "build/stamp.json")
-    monkeypatch.setattr(build, "_LIBRARY", tmp_path / "_C.so")
-    monkeypatch.setattr(build, "_archs", lambda: "9.0a")
-    calls = []
-
-    def run(command, **options):
-        calls.append((command[1:4], options["env"]["TORCH_CUDA_ARCH_LIST"], options["env"]["FUSEDLSTM_CUDA"]))
-        (tmp_path / "_C.so").write_text("a library")
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(subprocess, "run", run)
-    assert not build.is_current()
-    assert build.build() == 0
-    assert calls[0] == (["-m", "pip", "install"], "9.0a", "1")
-    assert build.is_current()
-    assert build.build() == 0
-    assert len(calls) == 2, "pip, and one import of what it built"
-    (tmp_path / "_C.so").write_text("another library")
-    assert not build.is_current()
-    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: subprocess.CompletedProcess([], 1))
-    assert build.build() == 1
-    assert not build.is_current()
