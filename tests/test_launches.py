@@ -75,7 +75,7 @@ def test_a_division_of_ones_own(monkeypatch):
         ("2,4", "FUSEDLSTM_PLAN must be groups,weight_tiles,row_tiles_per_chunk, such as 2,4,4, got 2,4"),
         ("2,4,4x", "got 2,4,4x"),
         ("", "got "),
-        ("9,2,1", "must be a division of this layer that fits the device, got 9,2,1"),
+        ("9,2,1", "must divide this layer on the device, got 9,2,1"),
     ],
 )
 def test_a_division_that_is_none(text, message, monkeypatch):

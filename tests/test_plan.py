@@ -239,7 +239,7 @@ def test_a_division_on_demand():
             assert (forced.persistent_us, _shape(forced)) == (us, _shape_of(plan))
             assert _C.make_plan(problem, GPUS["H200"], division=division).strategy == "persistent"
     assert _C.make_plan(problem, GPUS["H200"], "stepwise", (1, 1, 1)).strategy == "stepwise"
-    message = "must be a division of this layer that fits the device, got 5,4,4; fusedlstm._C.persistent_plans lists"
+    message = "must divide this layer on the device, got 5,4,4; fusedlstm._C.persistent_plans lists what does"
     with pytest.raises(ValueError, match=message):
         _C.make_plan(problem, GPUS["H200"], division=(5, 4, 4))
     with pytest.raises(ValueError, match="signal must be data or flag, got both"):

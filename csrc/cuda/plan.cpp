@@ -251,11 +251,9 @@ KernelPlan make_plan(const Problem& problem, const Limits& limits, StrategyChoic
   }
   if (!best && division)
     throw std::invalid_argument(
-        "plan: groups,weight_tiles,row_tiles_per_chunk must be a division of this layer that fits the "
-        "device, "
-        "got " +
+        "plan: groups,weight_tiles,row_tiles_per_chunk must divide this layer on the device, got " +
         std::to_string(division->groups) + "," + std::to_string(division->weight_tiles) + "," +
-        std::to_string(division->row_tiles_per_chunk) + "; fusedlstm._C.persistent_plans lists them");
+        std::to_string(division->row_tiles_per_chunk) + "; fusedlstm._C.persistent_plans lists what does");
   if (!best) {
     plan.reason = "no persistent kernel takes this layer on this device";
     return plan;
