@@ -183,14 +183,11 @@ def _run(args: argparse.Namespace, device: torch.device, path: Path) -> int:
 
 def _tiers(args: argparse.Namespace, path: Path) -> int:
     cases = [CASES[name] for name in args.case or SETS["gpu"]]
-    launch_us = _C.launch_us()
-    if launch_us is None:
-        sys.exit("tiers: this build has no CUDA kernels; reinstall with a CUDA build of torch and a CUDA toolkit")
+    limits_of_gpu = _limits_of_this_gpu("tiers")
     for case, dtype in product(cases, args.dtype or ("bfloat16", "float32")):
         if case.I != case.H or case.P:
             sys.exit(f"tiers: --case must be one with I = H and no projection, got {case.name}")
-        limits_of_gpu = tiers.limits_of_this_gpu(launch_us)
-        found = list(tiers.measure(case, dtype, limits_of_gpu, launch_us, args.sweep))
+        found = list(tiers.measure(case, dtype, limits_of_gpu, args.sweep))
         tiers.write(path, found)
         for tier in found:
             direction = "backward" if tier.backward else "forward"
@@ -201,9 +198,16 @@ def _tiers(args: argparse.Namespace, path: Path) -> int:
     return 0
 
 
+def _limits_of_this_gpu(command: str) -> _C.Limits:
+    launch_us = _C.launch_us()
+    if launch_us is None:
+        sys.exit(f"{command}: this build has no CUDA kernels; reinstall with a CUDA build of torch and a CUDA toolkit")
+    return tiers.limits_of_this_gpu(launch_us)
+
+
 def _kernels(args: argparse.Namespace, folder: Path) -> int:
     failures = 0
-    for found in kernels.measure():
+    for found in kernels.measure(_limits_of_this_gpu("kernels")):
         kernels.write(folder / "kernels.jsonl", found)
         for record in found:
             failures += not record["passes"]

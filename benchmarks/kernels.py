@@ -63,12 +63,10 @@ def judge(criterion: Criterion, measured_us: float | None) -> dict[str, Any]:
     return record | ({} if measured_us is not None else {"error": "no such launch was measured"})
 
 
-def measure() -> Iterator[list[dict[str, Any]]]:
+def measure(limits: _C.Limits) -> Iterator[list[dict[str, Any]]]:
     """Times the case and dtype of every criterion on this GPU; the records of one such pair after the other."""
-    launch_us = _C.launch_us() or 0.0
-    limits = tiers.limits_of_this_gpu(launch_us)
     for case, dtype in dict.fromkeys((criterion.case, criterion.dtype) for criterion in CRITERIA):
-        measured = tiers.measure(CASES[case], dtype, limits, launch_us)
+        measured = tiers.measure(CASES[case], dtype, limits)
         found = {(tier.backward, tier.strategy): tier.kernel_us for tier in measured}
         yield [
             {**judge(criterion, found.get((criterion.backward, criterion.strategy))), "commit": environment.commit()}

@@ -49,14 +49,13 @@ class Tier:
     commit: str
 
 
-def measure(case: Case, dtype: str, limits: _C.Limits, launch_us: float, sweep: int = 0) -> Iterator[Tier]:
+def measure(case: Case, dtype: str, limits: _C.Limits, sweep: int = 0) -> Iterator[Tier]:
     """Forward and backward of the case's layer, of one layer and without a projection, by each strategy that takes it.
 
     Args:
         case: I must equal H.
         dtype: one of `DTYPES`; float32 may use TF32.
         limits: of the GPU, for the predictions.
-        launch_us: in which the host launches a kernel, for the record.
         sweep: how many more divisions of each persistent strategy, those that are expected to be fastest.
     """
     module = fusedlstm.LSTM(case.H, case.H, bidirectional=case.D == 2, device="cuda", dtype=DTYPES[dtype])
@@ -91,7 +90,7 @@ def measure(case: Case, dtype: str, limits: _C.Limits, launch_us: float, sweep: 
                 predicted_us=round(plan.stepwise_us if strategy == "stepwise" else plan.persistent_us, 3),
                 wall_us=round(wall / case.T, 3),
                 kernel_us=None if kernel is None else round(kernel / case.T, 3),
-                launch_us=round(launch_us, 2),
+                launch_us=round(limits.launch_us, 2),
                 commit=environment.commit(),
             )  # fmt: skip
 

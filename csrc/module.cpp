@@ -77,7 +77,8 @@ void bind_plan(pybind11::module_& m) {
            "multiprocessors"_a, "threads_per_multiprocessor"_a, "registers_per_multiprocessor"_a = 65'536,
            "shared_memory"_a = 0, "compute_capability"_a = 0, "clock_ghz"_a = 1.0,
            "l2_bytes"_a = Limits{}.l2_bytes, "memory_gb_s"_a = Limits{}.memory_gb_s,
-           "launch_us"_a = Limits{}.launch_us);
+           "launch_us"_a = Limits{}.launch_us)
+      .def_readonly("launch_us", &Limits::launch_us);
   pybind11::class_<StepwisePlan>(m, "StepwisePlan", "The kernel that updates all cells of a step.")
       .def_readonly("units", &StepwisePlan::units)
       .def_readonly("threads", &StepwisePlan::threads)

@@ -26,6 +26,8 @@ class Limits:
         memory_gb_s: float = 3350.0,
         launch_us: float = 5.0,
     ) -> None: ...
+    @property
+    def launch_us(self) -> float: ...
 
 class StepwisePlan:
     @property

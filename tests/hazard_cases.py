@@ -209,8 +209,8 @@ def hidden_zero(note: Note) -> None:
     assert all("hidden" in message for message in messages.values()), "an operator took 0 units, or does not say so"
 
 
-def decomposition_of_many_rows(note: Note) -> None:
-    """The plan may choose a decomposition that was never timed. Needs the GPU for itself."""
+def division_of_many_rows(note: Note) -> None:
+    """The plan may choose a division that was never timed. Needs the GPU for itself."""
     device, times = _gpu(), {}
     limits = tiers.limits_of_this_gpu(launch_us=5)
     slowdowns = []
@@ -220,16 +220,16 @@ def decomposition_of_many_rows(note: Note) -> None:
         problem = _C.Problem(steps=64, batch=N, hidden=1024, dtype="float32", tf32=True)
         fit = [_C.persistent_plans(problem, limits, kind)[:3] for kind in ("data", "flag")]
         best = [plan for plan, _ in sorted((*fit[0], *fit[1]), key=lambda predicted: predicted[1])]
-        us = {_decomposition(plan): _kernel_us(module, x, plan) / 64 for plan in best}
-        chosen = _decomposition(best[0])
+        us = {_division(plan): _kernel_us(module, x, plan) / 64 for plan in best}
+        chosen = _division(best[0])
         slowdowns.append(us[chosen] / min(us.values()))
         times[N] = {"chosen": chosen, "us": {name: round(value, 3) for name, value in us.items()}}
         note(times=times, slowdowns=[round(value, 3) for value in slowdowns])
     assert all(len(each["us"]) > 1 for each in times.values()), "there was nothing to choose from"
-    assert max(slowdowns) <= 1.1, "another decomposition is faster by more than 10%"
+    assert max(slowdowns) <= 1.1, "another division is faster by more than 10%"
 
 
-def _decomposition(plan: _C.PersistentPlan) -> str:
+def _division(plan: _C.PersistentPlan) -> str:
     return f"{plan.signal} {plan.groups},{plan.weight_tiles},{plan.row_tiles_per_chunk}"
 
 
@@ -246,7 +246,7 @@ def _kernel_us(module: fusedlstm.LSTM, x: Tensor, plan: _C.PersistentPlan) -> fl
             torch.cuda.synchronize()
     del os.environ["FUSEDLSTM_PLAN"]
     kernels = [event for event in profiled.events() if "lstm_forward_persistent_kernel" in event.name]
-    assert len(kernels) == 5, f"{_decomposition(plan)}: {len(kernels)} persistent launches in 5 calls"
+    assert len(kernels) == 5, f"{_division(plan)}: {len(kernels)} persistent launches in 5 calls"
     return min(float(event.device_time_total) for event in kernels)
 
 

@@ -29,7 +29,7 @@ SECONDS: Mapping[str, float] = {
     "two_grids": 35,
     "nan_states": 90,
     "hidden_zero": 25,
-    "decomposition_of_many_rows": 55,
+    "division_of_many_rows": 55,
     "first_use_in_a_capture": 55,
 }
 

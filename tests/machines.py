@@ -65,7 +65,7 @@ class Gpu:
         """As of `Emulator`."""
         from benchmarks import tiers  # which are not there where the tests of a wheel run
 
-        return tiers.limits_of_this_gpu(launch_us=5, multiprocessors=multiprocessors)  # of the host: never asked here
+        return tiers.limits_of_this_gpu(launch_us=5, multiprocessors=multiprocessors)  # not asked by a forced strategy
 
     def in_one_launch(self, run: Callable[[], Result]) -> Result:
         """As of `Emulator`."""

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from agenda.sources import Sources
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import language_model
+from benchmarks.cases import SETS
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,6 +43,12 @@ def test_the_benchmarks_of_the_table_parse(command):
     for each in PARTS:
         if each.command[2:4] == ("benchmarks", command):
             benchmarks._parse(each.command[3:])
+
+
+def test_each_case_of_users_has_a_part():
+    parts = [each.command for each in PARTS if each.name.startswith("rows_users_")]
+    cases = [case for command in parts for option, case in pairwise(command) if option == "--case"]
+    assert sorted(cases) == sorted(SETS["users_gpu"])
 
 
 def test_the_language_models_of_the_table_parse():

@@ -94,8 +94,8 @@ def test_where_nothing_can_be_tried_nothing_is_right(monkeypatch):
     assert "and has none" in verdict["error"] or "sees none" in verdict["error"]
 
 
-# The suite itself runs what nan_states runs; other tests would disturb what decomposition_of_many_rows times.
-IN_THE_SUITE = [name for name in hazards.SECONDS if name not in ("nan_states", "decomposition_of_many_rows")]
+# The suite itself runs what nan_states runs; other tests would disturb what division_of_many_rows times.
+IN_THE_SUITE = [name for name in hazards.SECONDS if name not in ("nan_states", "division_of_many_rows")]
 
 
 @pytest.mark.parametrize("name", IN_THE_SUITE)

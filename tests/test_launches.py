@@ -1,6 +1,7 @@
 """How kernels are started: what other threads, and a device that refuses, do not break."""
 
 import emulated
+import machines
 import pytest
 import torch
 from test_persistent import Problem, Shape
@@ -17,13 +18,8 @@ def _results(shape, strategy):
 
 
 def _forward_plans(shape):
-    limits = _C.Limits(
-        multiprocessors=shape.multiprocessors,
-        threads_per_multiprocessor=1024,
-        shared_memory=227 * 1024,
-        compute_capability=90,
-    )
     problem = _C.Problem(steps=shape.T, batch=shape.N, hidden=shape.H, dtype="bfloat16")
+    limits = machines.Emulator().limits(shape.multiprocessors)
     return [plan for plan, _ in _C.persistent_plans(problem, limits, "data")]
 
 

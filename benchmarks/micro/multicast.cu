@@ -1,4 +1,5 @@
-// The same in clusters of two blocks, each of which copies half of the state to both.
+// A flag, then a bulk copy of a whole state to clusters of two blocks, each of which copies half of it to
+// both.
 #include "bulk.cuh"
 
 namespace fusedlstm::micro {

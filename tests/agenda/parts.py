@@ -108,7 +108,7 @@ def _all() -> Iterator[Part]:
     yield _hazard("two_grids", "two cooperative grids of the whole GPU on two streams", 12, 40)
     yield _hazard("nan_states", "NaN in states, lengths and resets, under both signals", 30, 100)
     yield _hazard("first_use_in_a_capture", "the first call of a process is captured in a graph", 20, 60)
-    yield _hazard("decomposition_of_many_rows", "decompositions of N 64 and 128 at H 1024", 20, 60)
+    yield _hazard("division_of_many_rows", "divisions of N 64 and 128 at H 1024", 20, 60)
     yield _hazard("hidden_zero", "an operator refuses a hidden size of 0", 6, 30)
 
     yield _check("test", "the tests on the GPU", 110, 240, "tests/**/*.py", "pyproject.toml", "benchmarks/*.py")
@@ -138,7 +138,7 @@ def _all() -> Iterator[Part]:
         options = ("--dtype", dtype, *_options("case", _SHAPES))
         yield _tiers(dtype, f"each strategy forced, six shapes in {dtype}", 25, *options)
     for case in ("t256_n64_h1024_l1", "t256_n128_h1024_l1", "t70_n80_h1152_l3"):
-        yield _tiers(f"sweep_{case}", f"six decompositions of {case} a pass", 20, "--sweep", "6", "--case", case)
+        yield _tiers(f"sweep_{case}", f"six divisions of {case} a pass", 20, "--sweep", "6", "--case", case)
 
     yield _micro("exchange", "exchange between blocks, by flags and by data")
     yield _micro("wgmma", "rate of wgmma with few rows")
@@ -153,7 +153,7 @@ def _all() -> Iterator[Part]:
         ("benchmarks/kernels.py", *_TIERS), ("kernels.jsonl",),
     )  # fmt: skip
     yield Part(
-        "stalls", "stall reasons of two kernels by source line, from ncu", _module("benchmarks", "stalls"), 40, 120,
+        "stalls", "stall reasons of two kernels by instruction, from ncu", _module("benchmarks", "stalls"), 40, 120,
         ("benchmarks/stalls.py",), ("stalls.md",),
     )  # fmt: skip
 
