@@ -134,7 +134,7 @@ SHAPES = {
     "packed": Shape(6, 20, 40, D=2, packed=True, multiprocessors=16),
     "lengths_and_resets": Shape(6, 20, 40, D=2, lengths=True, resets=True, multiprocessors=16),
     "weights_in_shared_memory": Shape(3, 9, 250, multiprocessors=16),
-    "room_for_more_units_than_there_are": Shape(3, 9, 250, multiprocessors=5),
+    "room_for_more_units_than_there_are": Shape(3, 9, 250, multiprocessors=6),
 }
 
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "../cell.h"
 #include "device.cuh"
@@ -57,6 +58,16 @@ __device__ __forceinline__ void narrow(double value, double& out) {
   out = value;
 }
 
+// Two neighbouring values of a 16-bit type in a word.
+template <class IO>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  if constexpr (std::is_same_v<IO, Half>) {
+    return pack_half(low, high);
+  } else {
+    return pack_bfloat16(low, high);
+  }
+}
+
 struct AccurateMath {
   template <class V>
   static __device__ __forceinline__ V sigmoid(V x) {
@@ -71,15 +82,15 @@ struct AccurateMath {
 // Accurate to about 1e-6 of the value, without a division or a branch: for layers whose products round to
 // 2^-11 or more.
 struct FastMath {
-  static __device__ __forceinline__ float sigmoid(float x) {
-    return reciprocal_fast(1 + exp2_fast(-kLog2E * x));
-  }
-  static __device__ __forceinline__ float tanh(float x) {
-    const float far = 1 - 2 * reciprocal_fast(1 + exp2_fast(2 * kLog2E * x));
+  static __device__ __forceinline__ float sigmoid(float x) { return activate(x, false); }
+  static __device__ __forceinline__ float tanh(float x) { return activate(x, true); }
+  // sigmoid(x), or tanh(x) = 1 - 2 sigmoid(-2x), by the same instructions: lanes of a warp may differ.
+  static __device__ __forceinline__ float activate(float x, bool is_tanh) {
+    const float part = reciprocal_fast(1 + exp2_fast((is_tanh ? 2 * kLog2E : -kLog2E) * x));
     // Near zero the difference cancels, so the Taylor series is used there. Its next term is 17/315 x^7,
     // 2e-7 of the value at 1/8.
     const float square = x * x, near = x * (1 + square * (2.0f / 15 * square - 1.0f / 3));
-    return std::fabs(x) < 0.125f ? near : far;
+    return !is_tanh ? part : std::fabs(x) < 0.125f ? near : 1 - 2 * part;
   }
 
  private:

@@ -60,13 +60,6 @@ __device__ __forceinline__ T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
-// Transposes an 8x8 matrix of 16-bit values: lane l holds columns 2(l%4) and 2(l%4)+1 of row l/4.
-__device__ __forceinline__ uint32_t transpose_8x8(uint32_t row_pair) {
-  uint32_t out;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(row_pair));
-  return out;
-}
-
 // d += a b on the tensor cores, PTX ISA "mma": a is 16 x K in row order, b is K x 8 in column order, K = 16
 // for 16-bit types and 8 for TF32.
 __device__ __forceinline__ void mma_half(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -93,6 +86,21 @@ __device__ __forceinline__ float round_to_tf32(float value) {
   uint32_t out;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(out) : "f"(value));
   return __uint_as_float(out);
+}
+
+// Two floats, each to the nearest value of a 16-bit type. Any NaN becomes 0x7fff (PTX ISA "cvt").
+__device__ __forceinline__ uint32_t pack_half(float low, float high) {
+  uint32_t out;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+}
+__device__ __forceinline__ uint32_t pack_bfloat16(float low, float high) {
+  uint32_t out;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+}
+__device__ __forceinline__ uint32_t bits_of(float value) {
+  return __float_as_uint(value);
 }
 
 // 2^x and 1/x by the hardware's own instructions, each to 2 units in the last place (PTX ISA "ex2", "rcp").

@@ -1,8 +1,6 @@
 // How the blocks of a persistent launch exchange the state. csrc/README.md has the proof.
 #pragma once
 
-#include <cstring>
-
 #include "cells.cuh"
 #include "persistent.h"
 
@@ -16,7 +14,13 @@ struct PersistentTraits {
   static constexpr int kKBlocks = kKBlocks_;  // for each warp
   static constexpr Signal kSignal = kSignal_;
   static constexpr int kSlots = slot_count(kSignal);
+  static constexpr int kQuads = most_quads(kPass, kKBlocks);
   static constexpr int kRegisterFragments = register_fragments_beside(kPass, kKBlocks);
+  // A warp loads the k-blocks of a wide state in stages, each into one of two buffers while the one before is
+  // multiplied, of a narrow one all at once, for several row tiles: up to 16 k-blocks, 64 registers a lane.
+  static constexpr int kStages = kKBlocks > 16 ? 4 : kKBlocks > 8 ? 2 : 1;
+  static constexpr int kStageKBlocks = kKBlocks / kStages;
+  static constexpr int kRowTiles = kKBlocks > 6 ? 1 : kKBlocks > 1 ? 2 : 4;
   static constexpr int kLaneTerms = kAccessBytes / sizeof(IO);     // of a k-block, in one lane
   static constexpr int kWarpTerms = kKBlocks * 4 * kLaneTerms;     // terms of a sum that a warp multiplies
   static constexpr int kRowTerms = kPersistentWarps * kWarpTerms;  // of a row of the state, with padding
@@ -51,36 +55,66 @@ struct Slice {
 //
 // Signal::flag: a block publishes its part of the state and then sets its flag. Signal::data: a word has been
 // published when it is not kEmpty. The lane that published a word clears it, resets it to kEmpty, when all
-// blocks have read it. Fences of that lane and of each reader come before the slot is used again.
+// blocks have read it. Fences of that lane and of each reader come before the slot is used again. Words of
+// rows and of terms that do not exist are zero from the beginning, and nobody publishes them.
 template <class Traits>
 class Ring {
  public:
   using IO = typename Traits::IO;
+  // What the lane of a cell publishes: h, or the gradients of the gates i, f, g, o.
+  static constexpr int kValues = Traits::kPass == Pass::forward ? 1 : 4;
 
   __device__ __forceinline__ Ring(const Exchange& exchange, const Slice& slice, const PersistentPlan& plan)
-      : plan_(plan) {
+      : slot_words_(static_cast<unsigned>(plan.rows / kRowTile * kRowTileWords)) {
     const int64_t group = int64_t{slice.d} * plan.groups + slice.group;
-    slots_ = static_cast<IO*>(exchange.slots) + group * Traits::kSlots * plan.rows * Traits::kRowTerms;
+    slots_ = static_cast<uint32_t*>(exchange.slots) + group * Traits::kSlots * int64_t{slot_words_};
     flags_ = exchange.flags + group * plan.members * kFlagWords;
   }
 
-  // Publishes the values of rows 2q and 2q + 1 of a row tile for unit g of the octet whose terms begin at
-  // `term`, where the lane is 4g + q. Every lane of the warp takes part.
-  __device__ __forceinline__ void publish(int state_index, int row_tile, int term, IO even_row,
-                                          IO odd_row) const {
-    if constexpr (sizeof(IO) == 2) {
-      // After the transpose a lane has two neighbouring units of row g.
-      store_relaxed(word(state_index, row_tile, term), transpose_8x8(bits(even_row) | bits(odd_row) << 16));
+  // The words of row tile `row_tile` in the slot of a state.
+  __device__ __forceinline__ uint32_t* words(int state_index, int row_tile) const {
+    const auto slot = static_cast<unsigned>(state_index & (Traits::kSlots - 1));
+    return slots_ + uint64_t{slot} * slot_words_ + row_tile * kRowTileWords;
+  }
+  // The first of the words() that this lane publishes for unit lane % 8 of an octet, in row `row` of row tile
+  // `row_tile`; kNoWord for none. Two units of a 16-bit type share a word. The lane of the even one publishes
+  // it; of two gates it publishes the first's word, and the lane of the odd unit the second's.
+  static constexpr int kNoWord = -1;
+  static __device__ __forceinline__ int first_word(int row_tile, int row, int octet) {
+    const int unit = lane_index() % kUnitOctet;
+    if (kPacked && kValues == 1 && unit % 2) return kNoWord;
+    const int term = octet * kUnitOctet * kValues + unit + (kPacked ? unit % 2 * kUnitOctet : 0);
+    const int access = term / Traits::kLaneTerms;
+    return row_tile * kRowTileWords + (access / 4 * kLanes + row * 4 + access % 4) * kAccessWords +
+           term % Traits::kLaneTerms * static_cast<int>(sizeof(IO)) / 4;
+  }
+  // Publishes the values of a lane's cell from its first word on. Every lane of the warp takes part.
+  __device__ __forceinline__ void publish(uint32_t* word, bool publishes,
+                                          const float (&values)[kValues]) const {
+    uint32_t words[kWords];
+    if constexpr (!kPacked) {
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) words[i] = bits_of(round_to_tf32(values[i]));
+    } else if constexpr (kValues == 1) {
+      words[0] = pack<IO>(values[0], shuffle_xor(values[0], 1));
     } else {
-      store_relaxed(word(state_index, row_tile, term), bits(even_row));
-      store_relaxed(word(state_index, row_tile, term, 1), bits(odd_row));
+      const bool odd = lane_index() % 2;
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        const float first = values[2 * i], second = values[2 * i + 1],
+                    other = shuffle_xor(odd ? first : second, 1);
+        words[i] = pack<IO>(odd ? other : first, odd ? second : other);
+      }
     }
+    if (publishes) store(word, words);
   }
   // Clears what this lane published of a state that every block has read.
-  __device__ __forceinline__ void clear(int state_index, int row_tile, int term) const {
+  __device__ __forceinline__ void clear(uint32_t* word) const {
     if constexpr (kByData) {
-      store_relaxed(word(state_index, row_tile, term), kEmpty);
-      if constexpr (sizeof(IO) == 4) store_relaxed(word(state_index, row_tile, term, 1), kEmpty);
+      uint32_t words[kWords];
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) words[i] = kEmpty;
+      store(word, words);
     }
   }
 
@@ -99,33 +133,25 @@ class Ring {
       warp_barrier();
     }
   }
-  // Loads k-blocks of this warp, kCount of them from kFirst on, for kRowTiles row tiles of a state. They need
-  // not be published yet: poll() waits for that.
-  template <int kFirst, int kRowTiles, int kCount>
-  __device__ __forceinline__ void load(int state_index, int row_tile,
-                                       uint4 (&k_blocks)[kRowTiles][kCount]) const {
+  // Loads k-blocks of this warp, kCount of them from kFirst on, of a row tile of a state. They need not be
+  // published yet: poll() waits for that.
+  template <int kFirst, int kCount>
+  __device__ __forceinline__ void load(int state_index, int row_tile, uint4 (&k_blocks)[kCount]) const {
     const uint4* const first = first_of_warp(state_index, row_tile);
 #pragma unroll
-    for (int tile = 0; tile < kRowTiles; ++tile)
-#pragma unroll
-      for (int i = 0; i < kCount; ++i)
-        k_blocks[tile][i] = load_relaxed(first + (tile * kRowKBlocks + kFirst + i) * kLanes);
+    for (int i = 0; i < kCount; ++i) k_blocks[i] = load_relaxed(first + (kFirst + i) * kLanes);
   }
   // Polls what load() read: loads it again until it has been published.
-  template <int kFirst, int kRowTiles, int kCount>
-  __device__ __forceinline__ void poll(int state_index, int row_tile,
-                                       uint4 (&k_blocks)[kRowTiles][kCount]) const {
+  template <int kFirst, int kCount>
+  __device__ __forceinline__ void poll(int state_index, int row_tile, uint4 (&k_blocks)[kCount]) const {
     if constexpr (kByData) {
       const uint4* const first = first_of_warp(state_index, row_tile);
 #pragma unroll
-      for (int tile = 0; tile < kRowTiles; ++tile)
-#pragma unroll
-        for (int i = 0; i < kCount; ++i)
-          spin_while([&] {
-            uint4& words = k_blocks[tile][i];
-            const uint4* const address = first + (tile * kRowKBlocks + kFirst + i) * kLanes;
-            return has_empty(words) && has_empty(words = load_relaxed(address));
-          });
+      for (int i = 0; i < kCount; ++i)
+        spin_while([&] {
+          uint4& words = k_blocks[i];
+          return has_empty(words) && has_empty(words = load_relaxed(first + (kFirst + i) * kLanes));
+        });
     }
   }
   // By every thread after a step: every kStepsPerFence-th time, orders what the thread has read and cleared
@@ -136,8 +162,10 @@ class Ring {
   }
 
  private:
-  static constexpr bool kByData = Traits::kSignal == Signal::data;
-  static constexpr int kRowKBlocks = kPersistentWarps * Traits::kKBlocks;
+  static constexpr bool kByData = Traits::kSignal == Signal::data, kPacked = sizeof(IO) == 2;
+  static constexpr int kAccessWords = kAccessBytes / 4,
+                       kRowTileWords = kPersistentWarps * Traits::kKBlocks * kLanes * kAccessWords;
+  static constexpr int kWords = kPacked ? (kValues + 1) / 2 : kValues;  // that a lane publishes of its cell
   // A poll takes a round trip to the L2 cache, 0.2 us or more, so the limit is 13 s or more. No step takes as
   // long: another block has failed. (A clock would cost registers that the weights need.)
   static constexpr unsigned kSpinLimit = 1u << 26;
@@ -145,44 +173,28 @@ class Ring {
   static __device__ __forceinline__ bool has_empty(const uint4& words) {
     return words.x == kEmpty || words.y == kEmpty || words.z == kEmpty || words.w == kEmpty;
   }
-  static __device__ __forceinline__ uint32_t bits(IO value) {
-    if constexpr (sizeof(IO) == 2) {
-      uint16_t out;
-      std::memcpy(&out, &value, 2);
-      return out;
-    } else {
-      uint32_t out;
-      std::memcpy(&out, &value, 4);
-      return out;
-    }
-  }
   template <class Condition>
   static __device__ __forceinline__ void spin_while(const Condition& condition) {
     for (unsigned polls = 0; condition(); ++polls)
       if (polls == kSpinLimit) trap_on_timeout();
   }
 
-  // A lane's 16 bytes of a k-block of a row tile.
-  __device__ __forceinline__ IO* address(int state_index, int row_tile, int k_block, int lane) const {
-    const int64_t of_slot = (state_index & (Traits::kSlots - 1)) * (plan_.rows / kRowTile) + row_tile;
-    return slots_ + of_slot * kRowTile * Traits::kRowTerms + (k_block * kLanes + lane) * Traits::kLaneTerms;
-  }
   __device__ __forceinline__ const uint4* first_of_warp(int state_index, int row_tile) const {
-    const int warp = warp_index(), lane = lane_index();
-    return reinterpret_cast<const uint4*>(address(state_index, row_tile, warp * Traits::kKBlocks, lane));
+    return reinterpret_cast<const uint4*>(words(state_index, row_tile)) +
+           warp_index() * Traits::kKBlocks * kLanes + lane_index();
   }
-  // The word of an octet that a lane publishes: in row g for 16-bit types, in row 2q + `odd` for float32.
-  __device__ __forceinline__ uint32_t* word(int state_index, int row_tile, int term, int odd = 0) const {
-    const int lane = lane_index(), g = lane / 4, q = lane % 4;
-    const bool narrow = sizeof(IO) == 2;
-    const int row = narrow ? g : 2 * q + odd, own = term + (narrow ? 2 * q : g);
-    const int access = own / Traits::kLaneTerms;  // counted in 16 bytes of the row
-    return reinterpret_cast<uint32_t*>(address(state_index, row_tile, access / 4, row * 4 + access % 4) +
-                                       own % Traits::kLaneTerms);
+  // Stores the lane's words: of a 16-bit type every second gate's, of float32 every gate's. The gates of an
+  // octet are 64 bytes of a row, or two k-blocks.
+  static __device__ __forceinline__ void store(uint32_t* word, const uint32_t (&words)[kWords]) {
+    constexpr int kKBlockWords = kLanes * kAccessWords;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i)
+      store_relaxed(word + (kPacked ? i * 2 * kAccessWords : i / 2 * kKBlockWords + i % 2 * 2 * kAccessWords),
+                    words[i]);
   }
 
-  const PersistentPlan& plan_;
-  IO* slots_;
+  unsigned slot_words_;
+  uint32_t* slots_;
   uint32_t* flags_;
 };
 

@@ -1,12 +1,25 @@
 // Before a persistent launch: W_hh is packed in the order in which the lanes hold it, so that the lanes of a
 // warp read consecutive 16 bytes each, and the exchange is made empty.
-#include "persistent.cuh"
+#include "cells.cuh"
 #include "persistent.h"
 
 namespace fusedlstm::cuda {
 namespace {
 
 // Kernels
+
+// A weight as it is packed: float32 is rounded to TF32, once, because the tensor cores would truncate it in
+// each product.
+template <class IO>
+__device__ __forceinline__ IO as_operand(float value) {
+  if constexpr (sizeof(IO) == 4) {
+    return round_to_tf32(value);
+  } else {
+    IO out;
+    narrow(value, out);
+    return out;
+  }
+}
 
 // The element of a direction's W_hh [4H, H] in row `row` of the weight tiles of block `member`, for term
 // `term` of the sums.
@@ -52,16 +65,26 @@ __global__ void pack_weights_kernel(const KernelSizes size, const PersistentPlan
   }
 }
 
-// Sets the words of a row that will be published to `empty`. The padding behind them, which no block
-// publishes, is zero, and so are the flags.
-__global__ void clear_exchange_kernel(uint32_t* memory, int64_t words, int64_t slot_words, int row_k_blocks,
-                                      int published_words, uint32_t empty) {
-  constexpr int kTileWords = kRowTile * kKBlockBytes / 4, kRowWords = kKBlockBytes / 4;
+// Sets the words that will be published to `empty`. Those of padding, of terms and of rows, are zero, and so
+// are the flags.
+__global__ void clear_exchange_kernel(const KernelSizes size, const PersistentPlan plan, uint32_t* memory,
+                                      int64_t words, int64_t slot_words, int published_words,
+                                      uint32_t empty) {
+  constexpr int kRowWords = kKBlockBytes / 4;
+  const int row_k_blocks = plan.k_blocks * kPersistentWarps, row_tiles = plan.rows / kRowTile;
   const int64_t stride = int64_t{grid_size()} * block_size();
   for (int64_t i = int64_t{block_index()} * block_size() + thread_index(); i < words; i += stride) {
-    const auto k_block = static_cast<int>(i / kTileWords % row_k_blocks),
-               word = static_cast<int>(i % kRowWords);
-    memory[i] = i < slot_words && k_block * kRowWords + word < published_words ? empty : 0;
+    int64_t rest = i;
+    const auto of = [&](int count) {
+      const auto index = static_cast<int>(rest % count);
+      rest /= count;
+      return index;
+    };
+    const int word = of(kRowWords), row = of(kRowTile), k_block = of(row_k_blocks), row_tile = of(row_tiles);
+    of(slot_count(plan.signal));
+    const int group = of(plan.groups);
+    const bool exists = int64_t{group} * plan.rows + row_tile * kRowTile + row < size.batch;
+    memory[i] = i < slot_words && k_block * kRowWords + word < published_words && exists ? empty : 0;
   }
 }
 
@@ -89,9 +112,8 @@ Exchange clear_exchange(const KernelSizes& size, const PersistentPlan& plan, uin
   const int64_t octets = ceil_div(size.hidden, kUnitOctet);
   const int64_t published =
       octets * (plan.pass == Pass::forward ? kUnitOctet : kOctetTerms) * io_bytes(io) / 4;
-  launch("clear_exchange", &clear_exchange_kernel, launch_strided(words, stream), memory, words, slots,
-         plan.k_blocks * kPersistentWarps, static_cast<int>(published),
-         plan.signal == Signal::data ? kEmpty : 0u);
+  launch("clear_exchange", &clear_exchange_kernel, launch_strided(words, stream), size, plan, memory, words,
+         slots, static_cast<int>(published), plan.signal == Signal::data ? kEmpty : 0u);
   return {memory, memory + slots};
 }
 

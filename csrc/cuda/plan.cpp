@@ -137,8 +137,7 @@ double persistent_us(const Problem& problem, const PersistentPlan& plan, const L
   const PersistentCost& cost = forward ? kModel.forward : kModel.backward;
   const double kilobytes =
       static_cast<double>(plan.rows) * plan.k_blocks * kKBlockBytes * kPersistentWarps / 1000;
-  const double cycles = (flag ? cost.flag : cost.data) +
-                        cost.update_pass * (plan.chunks() * plan.update_passes - 1) +
+  const double cycles = (flag ? cost.flag : cost.data) + cost.update_pass * (plan.chunks - 1) +
                         cost.product * (plan.rows / kRowTile) * plan.weight_tiles +
                         (flag ? cost.flag_kilobyte : cost.data_kilobyte) * kilobytes;
   return cycles / (limits.clock_ghz * 1e3) + kModel.launch_persistent_us / static_cast<double>(problem.steps);
@@ -167,15 +166,17 @@ void for_each_persistent_plan(const Problem& problem, const Limits& limits, Sign
   const int k_blocks = forward ? k_blocks_for<Pass::forward>(problem) : k_blocks_for<Pass::backward>(problem);
   if (k_blocks == 0) return;
 
-  // A block has up to 8 shares of its direction's units: forward an octet, so that each warp updates one,
-  // backward a weight tile.
-  for (int shares = 1; shares <= kPersistentWarps; ++shares) {
-    const int weight_tiles = forward ? 2 * shares : shares;
+  // A block has up to kQuadTiles octets for each quad: forward an octet is two weight tiles, backward a
+  // weight tile is two octets.
+  const int share_octets = forward ? 1 : 2,
+            most_shares = most_quads(problem.pass, k_blocks) * kQuadTiles / share_octets;
+  for (int shares = 1; shares <= most_shares; ++shares) {
+    const int weight_tiles = forward ? 2 * shares : shares, octets = shares * share_octets;
     const int64_t members = ceil_div(problem.hidden, weight_tiles * units_of_tile(problem.pass));
     const int64_t most_groups = limits.multiprocessors / (problem.directions * members);
     for (int64_t groups = 1; groups <= std::min(most_groups, row_tiles); ++groups) {
       const int64_t least = ceil_div(row_tiles, groups);
-      for (int64_t chunk = std::min<int64_t>(least, kPersistentWarps / shares); chunk > 0; chunk /= 2) {
+      for (int64_t chunk = std::min<int64_t>(least, most_shares / shares); chunk > 0; chunk /= 2) {
         const int64_t group_tiles = ceil_div(least, chunk) * chunk;
         if (ceil_div(row_tiles, group_tiles) != groups) continue;  // fewer groups have room for all rows
         const PersistentPlan plan{.groups = static_cast<int>(groups),
@@ -185,7 +186,9 @@ void for_each_persistent_plan(const Problem& problem, const Limits& limits, Sign
                                   .k_blocks = k_blocks,
                                   .register_fragments = register_fragments_beside(problem.pass, k_blocks),
                                   .row_tiles_per_chunk = static_cast<int>(chunk),
-                                  .update_passes = forward || 2 * shares * chunk <= kPersistentWarps ? 1 : 2,
+                                  .chunks = static_cast<int>(group_tiles / chunk),
+                                  .octets = octets,
+                                  .quads = static_cast<int>(ceil_div(octets * chunk, kQuadTiles)),
                                   .signal = signal,
                                   .pass = problem.pass};
         if (shared_bytes(plan) <= limits.shared_memory) use(plan);

@@ -54,12 +54,13 @@ struct PersistentPlan {
   int weight_tiles;         // of a block
   int k_blocks;             // of the state that each warp multiplies
   int register_fragments;   // fragments of weights in registers
-  int row_tiles_per_chunk;  // a block multiplies and updates a chunk between two barriers
-  int update_passes;        // 1, or backward 2: in each, the 8 warps update a tile of cells each
+  int row_tiles_per_chunk;  // a block multiplies a chunk, and after a barrier updates its cells
+  int chunks;               // of a group
+  int octets;               // of units of a block
+  int quads;                // of tiles of cells in a chunk
   Signal signal;
   Pass pass;
 
-  constexpr int chunks() const { return rows / kRowTile / row_tiles_per_chunk; }
   constexpr int64_t blocks(int64_t directions) const { return directions * groups * members; }
 };
 
@@ -67,22 +68,22 @@ struct PersistentPlan {
 // plan counts in 64 bits, for batches that do not fit, the kernels in 32.
 template <class Int>
 struct SharedLayout {
-  // float4 [row tile of a chunk][weight tile][warp][lane]
-  static FUSEDLSTM_HOST_DEVICE constexpr Int partials(Int row_tiles_per_chunk, Int weight_tiles) {
-    return row_tiles_per_chunk * weight_tiles * kThreads;
+  // float [buffer][row tile of a chunk][weight tile][half of its 16 rows][kPartialFloats]
+  static FUSEDLSTM_HOST_DEVICE constexpr Int partials(const PersistentPlan& plan) {
+    return Int{2} * plan.row_tiles_per_chunk * plan.weight_tiles * kPartialFloats;
   }
-  // float2 [chunk][update pass][thread]: c_t of two rows, backward its gradient
-  static constexpr int kStatesOfPass = kThreads;
-  // float [update pass][gate][thread], backward only; forward reserves it too, as in the recorded plans
-  static FUSEDLSTM_HOST_DEVICE constexpr Int grad_bias(Int update_passes) {
-    return update_passes * 4 * kThreads;
+  // float [chunk][quad][thread]: c_t, backward its gradient
+  static FUSEDLSTM_HOST_DEVICE constexpr Int cell_states(const PersistentPlan& plan) {
+    return Int{plan.chunks} * plan.quads * kThreads;
   }
+  // {int, float} [tile of cells][lane], forward only
+  static constexpr int kGateInputs = 2 * kMaxTiles * kLanes;
   // uint4 [fragment beyond the registers][warp][row g, row g + 8][lane]
   static constexpr Int weights(Int fragments) { return fragments > 0 ? fragments * 2 * kThreads : 0; }
 
   static constexpr Int bytes(const PersistentPlan& plan) {
-    return 16 * partials(plan.row_tiles_per_chunk, plan.weight_tiles) +
-           8 * plan.chunks() * plan.update_passes * Int{kStatesOfPass} + 4 * grad_bias(plan.update_passes) +
+    return 4 * (partial_buffers(plan.signal) * partials(plan) + cell_states(plan) +
+                (plan.pass == Pass::forward ? kGateInputs : 0)) +
            16 * weights(plan.weight_tiles * plan.k_blocks - plan.register_fragments);
   }
 };

@@ -48,13 +48,13 @@ __global__ void __launch_bounds__(kStepwiseThreads, Traits::kBlocks)
 #pragma unroll
   for (int u = 0; u < kUnits; ++u) {
     const Gates<C> active{gates.i.at[u], gates.f.at[u], gates.g.at[u], gates.o.at[u]};
-    const CellGradient<C> grad =
-        cell_gradient<AccurateMath>(active, c_prev.at[u], c_t.at[u], grad_h.at[u], grad_c_t.at[u]);
+    const CellDerivative<C> derivative = cell_derivative<AccurateMath>(active, c_prev.at[u], c_t.at[u]);
+    const CellGradient<C> grad = cell_gradient(derivative, grad_h.at[u], grad_c_t.at[u]);
     narrow(grad.pre.i, grad_gates.i.at[u]);
     narrow(grad.pre.f, grad_gates.f.at[u]);
     narrow(grad.pre.g, grad_gates.g.at[u]);
     narrow(grad.pre.o, grad_gates.o.at[u]);
-    narrow(grad.h, h.at[u]);
+    narrow(derivative.h, h.at[u]);
     grad_c_t.at[u] = at.enters ? C(0) : grad.c_prev;
   }
 

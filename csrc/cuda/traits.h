@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 
+#include "../cell.h"
 #include "../sizes.h"
 
 namespace fusedlstm::cuda {
@@ -40,7 +41,10 @@ constexpr int kFragmentBytes = kWeightTile * kKBlockBytes;
 // and the terms of a sum are units. Backward, a weight tile is 16 units, and the terms are gates: i of the
 // units of an octet, then their f, g and o.
 constexpr int kUnitOctet = 8, kOctetTerms = 4 * kUnitOctet;
-constexpr int units_of_tile(Pass pass) {
+// A tile of cells is an octet of units x a row tile. Warp w updates row w of it, of kQuadTiles tiles, a quad,
+// at once: lane 8j + u has unit u of tile j.
+constexpr int kQuadTiles = kLanes / kUnitOctet;
+FUSEDLSTM_HOST_DEVICE constexpr int units_of_tile(Pass pass) {
   return pass == Pass::forward ? kWeightTile / 4 : kWeightTile;
 }
 
@@ -50,11 +54,17 @@ constexpr std::array kCompiledKBlocks{1, 2, 4, 8, 12, 16, 24, 32};
 template <>
 inline constexpr std::array kCompiledKBlocks<Pass::forward>{1, 2, 3, 4, 6, 8};
 
+// The most quads of a chunk. Beside a wide state there are registers for one.
+constexpr int most_quads(Pass pass, int k_blocks) {
+  return pass == Pass::backward && k_blocks > 8 ? 1 : 2;
+}
+constexpr int kMaxTiles = 2 * kQuadTiles;
+
 // Fragments of weights in registers beside `k_blocks` of the state; the others are in shared memory. With one
 // more, some kernel spills on some architecture.
 constexpr int register_fragments_beside(Pass pass, int k_blocks) {
-  if (pass == Pass::forward) return k_blocks > 6 ? 11 : k_blocks > 4 ? 10 : k_blocks > 2 ? 11 : 14;
-  return k_blocks > 8 ? 7 : k_blocks > 4 ? 10 : 11;
+  if (pass == Pass::forward) return k_blocks > 6 ? 10 : k_blocks > 4 ? 9 : k_blocks > 2 ? 10 : 13;
+  return k_blocks > 16 ? 8 : k_blocks > 8 ? 7 : 10;
 }
 
 // How a block learns that the next state is ready.
@@ -63,12 +73,21 @@ enum class Signal {
   data,  // readers poll the data until no word of it is kEmpty
 };
 // With Signal::data a thread fences at the end of every kStepsPerFence-th step. A slot may then be used again
-// 2 * kStepsPerFence + 2 states later (csrc/README.md); tests/test_protocol.py tries every order of stores.
+// 2 * kStepsPerFence + 3 states later (csrc/README.md); tests/test_protocol.py tries every order of stores.
 constexpr int kStepsPerFence = 4;
 // A power of two, so that a mask gives the slot of a state.
 constexpr int slot_count(Signal signal) {
   return signal == Signal::flag ? 2 : 16;
 }
-static_assert(slot_count(Signal::data) >= 2 * kStepsPerFence + 2);
+static_assert(slot_count(Signal::data) >= 2 * kStepsPerFence + 3);
+
+// Partial sums of the warps for half a weight tile, 8 rows, with a row tile: float [warp][2q + r as r, q][g]
+// and 8 more, so that lanes 8j + u that read unit u of four neighbours j use 32 different banks.
+constexpr int kPartialFloats = kPersistentWarps * 64 + 8;
+// With Signal::data chunks take turns with two buffers of partial sums: one barrier a chunk suffices. With
+// Signal::flag a chunk has two barriers, and one buffer.
+FUSEDLSTM_HOST_DEVICE constexpr int partial_buffers(Signal signal) {
+  return signal == Signal::flag ? 1 : 2;
+}
 
 }  // namespace fusedlstm::cuda

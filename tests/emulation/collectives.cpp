@@ -57,15 +57,4 @@ void warp_barrier() {
   });
 }
 
-uint32_t transpose_8x8(uint32_t row_pair) {
-  warp_collective("transpose_8x8", &row_pair, [](Operands& lanes) {
-    uint16_t in[8][8], out[8][8];
-    for (int lane = 0; lane < 32; ++lane) std::memcpy(&in[lane / 4][lane % 4 * 2], lanes[lane], 4);
-    for (int row = 0; row < 8; ++row)
-      for (int column = 0; column < 8; ++column) out[row][column] = in[column][row];
-    for (int lane = 0; lane < 32; ++lane) std::memcpy(lanes[lane], &out[lane / 4][lane % 4 * 2], 4);
-  });
-  return row_pair;
-}
-
 }  // namespace fusedlstm::emulation

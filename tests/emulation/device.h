@@ -2,6 +2,7 @@
 // this header in FUSEDLSTM_EMULATED_DEVICE gets them, and launch(), in their place.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -84,10 +85,6 @@ T shuffle_xor(T value, int mask) {
   return own.result;
 }
 
-inline uint32_t transpose_8x8(uint32_t row_pair) {
-  return emulation::transpose_8x8(row_pair);
-}
-
 inline void mma_half(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   emulation::mma("mma_half", emulation::Operand::kHalf, d, a, b);
 }
@@ -100,6 +97,17 @@ inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 
 inline float round_to_tf32(float value) {
   return emulation::round_to_tf32(value);
+}
+
+inline uint32_t pack_half(float low, float high) {
+  return std::bit_cast<uint16_t>(__float2half_rn(low)) |
+         uint32_t{std::bit_cast<uint16_t>(__float2half_rn(high))} << 16;
+}
+inline uint32_t pack_bfloat16(float low, float high) {
+  return __float2bfloat16_rn(low).bits | uint32_t{__float2bfloat16_rn(high).bits} << 16;
+}
+inline uint32_t bits_of(float value) {
+  return std::bit_cast<uint32_t>(value);
 }
 
 // "ftz": a subnormal operand or result is a zero of its sign.

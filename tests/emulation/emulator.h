@@ -58,7 +58,6 @@ void block_barrier();
 using Operands = void* const[32];
 void warp_collective(const char* name, void* operands, void (*perform)(Operands&));
 void warp_barrier();
-uint32_t transpose_8x8(uint32_t row_pair);
 float round_to_tf32(float value);
 enum class Operand { kHalf, kBFloat16, kTf32 };
 void mma(const char* name, Operand type, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);

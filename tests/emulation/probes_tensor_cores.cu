@@ -79,39 +79,20 @@ void run(int fault, unsigned seed) {
 
 }  // namespace product
 
-namespace transpose {
-
-enum Fault { kNone, kWrongLane, kSwappedHalves };
-
-__global__ void kernel(const uint16_t* in, uint16_t* out, int fault) {
-  const unsigned lane = thread_index();
-  const uint16_t* pair = in + 2 * (fault == kWrongLane ? lane ^ 8 : lane);
-  const uint32_t row_pair = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
-  const uint32_t result = transpose_8x8(row_pair);
-  out[2 * lane] = static_cast<uint16_t>(fault == kSwappedHalves ? result >> 16 : result);
-  out[2 * lane + 1] = static_cast<uint16_t>(fault == kSwappedHalves ? result : result >> 16);
-}
-
-void run(int fault, unsigned seed) {
-  std::vector<uint16_t> in, expected(64);
-  for (uint32_t word : random_words(64, seed)) in.push_back(static_cast<uint16_t>(word));
-  for (int i = 0; i < 64; ++i) expected[i % 8 * 8 + i / 8] = in[i];
-  DeviceArray<uint16_t> device_in(in), device_out(expected);
-  launch("transpose", kernel, {1, 32, nullptr}, device_in.data(), device_out.data(), fault);
-  expect_equal(device_out.values(), expected);
-}
-
-}  // namespace transpose
-
 namespace rounding {
 
-enum Fault { kNone, kTruncated };
+enum Fault { kNone, kTruncated, kSwappedHalves };
 
-__global__ void kernel(const float* in, float* out, int fault) {
+// Each value by itself, and in a word of `pairs` with its double.
+__global__ void kernel(const float* in, float* out, uint32_t* pairs, int fault) {
   const unsigned i = thread_index();
   const float value = in[i];
+  const float low = fault == kSwappedHalves ? 2 * value : value,
+              high = fault == kSwappedHalves ? value : 2 * value;
   out[2 * i] = __half2float(__float2half_rn(value));
   out[2 * i + 1] = __bfloat162float(__float2bfloat16_rn(fault == kTruncated ? value - value / 512 : value));
+  pairs[2 * i] = pack_half(low, high);
+  pairs[2 * i + 1] = pack_bfloat16(low, high);
 }
 
 // The nearest number with `bits` bits, no finer than `finest`, ties to even.
@@ -135,9 +116,18 @@ void run(int fault, unsigned seed) {
     expected.push_back(nearest(value, 8, 0, 0x1.fep127));
   }
   DeviceArray<float> device_in(in), device_out(std::vector<float>(2 * in.size()));
+  DeviceArray<uint32_t> device_pairs(std::vector<uint32_t>(2 * in.size()));
   launch("rounding", kernel, {1, static_cast<unsigned>(in.size()), nullptr}, device_in.data(),
-         device_out.data(), fault);
+         device_out.data(), device_pairs.data(), fault);
   expect_equal(device_out.values(), expected);
+  std::vector<uint32_t> expected_pairs;
+  for (float value : in) {
+    using product::to_bits, product::Type;
+    expected_pairs.push_back(to_bits<Type::kHalf>(value) | uint32_t{to_bits<Type::kHalf>(2 * value)} << 16);
+    expected_pairs.push_back(to_bits<Type::kBFloat16>(value) | uint32_t{to_bits<Type::kBFloat16>(2 * value)}
+                                                                   << 16);
+  }
+  expect_equal(device_pairs.values(), expected_pairs);
   const float nan = std::numeric_limits<float>::quiet_NaN();
   if (!std::isnan(__half2float(__float2half_rn(nan))) ||
       !std::isnan(__bfloat162float(__float2bfloat16_rn(nan))))
@@ -156,8 +146,7 @@ std::vector<Probe> tensor_core_probes() {
       {"mma_half", faults, product::run<product::Type::kHalf>},
       {"mma_bfloat16", faults, product::run<product::Type::kBFloat16>},
       {"mma_tf32", tf32_faults, product::run<product::Type::kTf32>},
-      {"transpose", {"wrong_lane", "swapped_halves"}, transpose::run},
-      {"rounding", {"truncated"}, rounding::run},
+      {"rounding", {"truncated", "swapped_halves"}, rounding::run},
   };
 }
 

@@ -123,12 +123,13 @@ FUSEDLSTM_HOST_DEVICE void backward_cells(const BackwardArgs<T>& args, const Bac
   T* const grad_c0 = args.grad_c0 + at.row * H + unit;  // gradient of the cell state, from step to step
   Vec<T> grad_c = load(grad_c0, units);
   if (args.grad_cells) grad_c += load(args.grad_cells + cell, units);
-  const CellGradient<Vec<T>> grad = cell_gradient<VectorMath<T>>(
-      gates, load(at.c_prev + unit, units), load(args.cells + cell, units), grad_h, grad_c);
+  const CellDerivative<Vec<T>> derivative =
+      cell_derivative<VectorMath<T>>(gates, load(at.c_prev + unit, units), load(args.cells + cell, units));
+  const CellGradient<Vec<T>> grad = cell_gradient(derivative, grad_h, grad_c);
   store_gates(workspace.grad_gates + at.block_entry * G + unit, grad.pre, H, units);
   if (at.first) store_gates(workspace.grad_gates_first + at.row * G + unit, grad.pre, H, units);
   store(grad_c0, at.enters ? Vec<T>{} : grad.c_prev, units);
-  if (args.weight_hr) store(workspace.h + at.block_entry * H + unit, grad.h, units);
+  if (args.weight_hr) store(workspace.h + at.block_entry * H + unit, derivative.h, units);
 }
 
 template <class T>
