@@ -34,7 +34,7 @@ SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 # A layer whose persistent launches have several groups, row tiles and chunks, and weights beyond the registers, if they
 # get few multiprocessors: with the first number several chunks, with the second several row tiles in a chunk.
 TILED = {"steps": 3, "batch": 70, "hidden": 250}
-TILED_MULTIPROCESSORS = (8, 24)
+TILED_MULTIPROCESSORS = (14, 24)
 PERSISTENT = ("persistent", "persistent_flags")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from pathlib import Path
 
 import pytest
@@ -61,8 +60,8 @@ def test_prints_itself():
     )
     assert repr(_plan("H200", steps=256, batch=64, hidden=1024, dtype="bfloat16")) == (
         "KernelPlan(strategy=persistent, groups=2, rows=32, members=64, weight_tiles=4, k_blocks=4,"
-        " row_tiles_per_chunk=4, signal=flag,"
-        ' shared_bytes=112640, stepwise_us=20.50, persistent_us=5.24, reason="predicted to be faster")'
+        " row_tiles_per_chunk=2, signal=data,"
+        ' shared_bytes=119808, stepwise_us=20.50, persistent_us=3.15, reason="predicted to be faster")'
     )
 
 
@@ -90,17 +89,17 @@ def test_every_cell_has_one_thread_within_the_limits(gpu, batch, hidden, directi
 # (signal, groups, members, rows, weight_tiles, k_blocks, row_tiles_per_chunk) forward and backward, for
 # benchmark shapes of 16-bit layers, by the model's present constants: a change of one shows here.
 PERSISTENT = {
-    ("A100", 35, 20, 650): (("data", 3, 28, 8, 6, 3, 1), ("flag", 3, 21, 8, 2, 12, 1)),
-    ("A100", 512, 64, 512): (("data", 8, 13, 8, 10, 2, 1), ("flag", 8, 11, 8, 3, 8, 1)),
-    ("RTX 4090", 512, 8, 1024): (("data", 1, 128, 8, 2, 4, 1), ("flag", 1, 64, 8, 1, 16, 1)),
-    ("H200", 35, 20, 200): (("data", 3, 25, 8, 2, 1, 1), ("flag", 3, 13, 8, 1, 4, 1)),
-    ("H200", 512, 8, 1024): (("data", 1, 128, 8, 2, 4, 1), ("flag", 1, 64, 8, 1, 16, 1)),
-    ("H200", 256, 64, 1024): (("flag", 2, 64, 32, 4, 4, 4), ("flag", 4, 32, 16, 2, 16, 2)),
-    ("H200", 128, 64, 2048): (("flag", 1, 128, 64, 4, 8, 2), ("flag", 1, 128, 64, 1, 32, 4)),
+    ("A100", 35, 20, 650): (("data", 3, 28, 8, 6, 3, 1), ("data", 3, 21, 8, 2, 12, 1)),
+    ("A100", 512, 64, 512): (("data", 8, 13, 8, 10, 2, 1), ("data", 8, 11, 8, 3, 8, 1)),
+    ("RTX 4090", 512, 8, 1024): (("data", 1, 128, 8, 2, 4, 1), ("data", 1, 64, 8, 1, 16, 1)),
+    ("H200", 35, 20, 200): (("data", 3, 25, 8, 2, 1, 1), ("data", 3, 13, 8, 1, 4, 1)),
+    ("H200", 512, 8, 1024): (("data", 1, 128, 8, 2, 4, 1), ("data", 1, 64, 8, 1, 16, 1)),
+    ("H200", 256, 64, 1024): (("data", 2, 64, 32, 4, 4, 2), ("data", 4, 32, 16, 2, 16, 1)),
+    ("H200", 128, 64, 2048): (("data", 1, 128, 64, 4, 8, 1), ("data", 1, 128, 64, 1, 32, 1)),
     ("H200", 128, 64, 4096): (("stepwise",), ("stepwise",)),
-    ("H200 MIG 1g", 512, 8, 512): (("data", 1, 16, 8, 8, 2, 1), ("flag", 1, 16, 8, 2, 8, 1)),
+    ("H200 MIG 1g", 512, 8, 512): (("data", 1, 16, 8, 8, 2, 1), ("data", 1, 16, 8, 2, 8, 1)),
     ("H200 MIG 1g", 512, 8, 1024): (("stepwise",), ("stepwise",)),
-    ("B200", 256, 64, 1024): (("flag", 2, 64, 32, 4, 4, 4), ("flag", 4, 32, 16, 2, 16, 2)),
+    ("B200", 256, 64, 1024): (("data", 2, 64, 32, 4, 4, 2), ("data", 4, 32, 16, 2, 16, 1)),
 }
 
 
@@ -119,71 +118,64 @@ def test_persistent_choice(gpu, steps, batch, hidden):
     assert tuple(map(_shape, plans)) == PERSISTENT[gpu, steps, batch, hidden]
 
 
-# Names of fields in older records.
-OLD_NAMES = {"tiles": "weight_tiles", "pieces": "k_blocks", "chunk": "row_tiles_per_chunk"}
-
-
-def _division(text):
-    """The fields of a printed plan, of any age, that say how the work is divided: those before the signal."""
-    fields = re.findall(r"(\w+)=(\w+)", text.split(", signal")[0])
-    return {OLD_NAMES.get(name, name): value for name, value in fields}
-
-
 MEASURED = Path(__file__).parent.parent / "benchmarks/results/h200/tiers.jsonl"
 
+# us of a step of a persistent launch, forward and backward, of 16-bit layers on an H200: (N, H). Predictions of
+# kernels that no GPU has run yet: `python -m benchmarks kernels` holds them to what it measures.
+PREDICTED = {
+    (64, 64): (1.12, 1.24),
+    (64, 128): (1.14, 1.31),
+    (64, 256): (1.26, 1.45),
+    (64, 512): (1.60, 2.00),
+    (8, 1024): (1.58, 2.45),
+    (32, 1024): (2.13, 3.03),
+    (64, 1024): (3.07, 4.46),
+    (128, 1024): (4.96, 7.32),
+}
 
-def test_the_model_against_what_an_h200_took():
-    """Launches as the plan would have them today: within 30%. And no strategy that took 10% longer than another, but in
-    short passes, of which single calls say little."""
-    tiers = [json.loads(line) for line in MEASURED.read_text().splitlines()]
-    walls, compared = {}, 0
-    for tier in tiers:
-        sizes = {"steps": tier["T"], "batch": tier["N"], "hidden": tier["H"], "dtype": tier["dtype"]}
-        problem = _C.Problem(**sizes, tf32=True, backward=tier["backward"])
-        forced = tuple(map(int, tier["division"].split(","))) if tier.get("division") else None
-        plan = _C.make_plan(problem, GPUS["H200"], tier["strategy"], forced)
-        is_chosen = _shape(plan) == _shape(_C.make_plan(problem, GPUS["H200"]))
-        walls.setdefault((*sizes.values(), tier["backward"]), []).append((tier["wall_us"], is_chosen))
-        if tier["kernel_us"] and _division(str(plan)) == _division(tier["plan"]):
-            compared += 1
-            without_launch = plan.persistent_us - 20 / tier["T"]
-            assert without_launch == pytest.approx(tier["kernel_us"], rel=0.3), tier
-    assert compared > 100
-    for (steps, *_), strategies in walls.items():
-        taken = [wall for wall, is_chosen in strategies if is_chosen]
-        assert steps < 64 or min(taken) < 1.1 * min(strategies)[0]
+
+def _took():
+    """{(N, H, backward): us} of the kernels before those, the faster signal."""
+    fastest = {}
+    for tier in map(json.loads, MEASURED.read_text().splitlines()):
+        name = tier["N"], tier["H"], tier["backward"]
+        if tier["dtype"] == "bfloat16" and tier["kernel_us"]:
+            fastest[name] = min(fastest.get(name, math.inf), tier["kernel_us"])
+    return fastest
+
+
+@pytest.mark.parametrize(("batch", "hidden"), PREDICTED)
+def test_what_a_step_is_predicted_to_take(batch, hidden):
+    took = _took()
+    for backward, us in enumerate(PREDICTED[batch, hidden]):
+        plan = _plan("H200", steps=256, batch=batch, hidden=hidden, dtype="bfloat16", backward=bool(backward))
+        without_launch = plan.persistent_us - 20 / 256
+        assert without_launch == pytest.approx(us, abs=0.005)
+        assert without_launch < 0.8 * took[batch, hidden, bool(backward)]
 
 
 IN_A_GRAPH = 0  # us that the host takes to launch a kernel
-# (case, dtype, backward) in which a persistent launch is faster beside the host of the records, and slower in a graph.
-FASTER_STEP_BY_STEP_IN_A_GRAPH = [
-    *((f"t256_n128_h1024_l{layers}", "float32", backward) for layers in (1, 4) for backward in (False, True)),
-    *((f"t256_n128_h1024_l{layers}", "bfloat16", True) for layers in (1, 4)),
-    *((case, "bfloat16", back) for case in ("t256_n64_h2048_l1", "t70_n80_h1152_l3") for back in (False, True)),
-]
-
-
-def _passes_of_the_h200():
-    """(name, problem, the least microseconds that a step of a persistent launch took) of each pass on record."""
-    kernels, problems = {}, {}
-    for tier in map(json.loads, MEASURED.read_text().splitlines()):
-        name = tier["case"], tier["dtype"], tier["backward"]
-        sizes = {"steps": tier["T"], "batch": tier["N"], "hidden": tier["H"], "dtype": tier["dtype"]}
-        problems[name] = _C.Problem(**sizes, tf32=True, backward=tier["backward"])
-        kernels[name] = min(kernels.get(name, math.inf), tier["kernel_us"] or math.inf)
-    return [(name, problem, kernels[name]) for name, problem in problems.items()]
+# Passes of the benchmarks in which a persistent launch is predicted to be faster than the host of the records launches
+# steps, and slower in a graph.
+FASTER_STEP_BY_STEP_IN_A_GRAPH = {
+    ("t256_n128_h1024_l1", "float32", True),
+    ("t256_n128_h1024_l4", "float32", True),
+    ("t256_n256_h1024_l1", "float32", False),
+    ("t256_n64_h2048_l1", "bfloat16", True),
+    ("t70_n80_h1152_l3", "bfloat16", True),
+}
 
 
 def test_a_graph_gets_what_is_faster_on_the_device():
-    """By the measured persistent launches and the model's steps, which hold to what the device took: see below."""
-    chosen = {}
-    for name, problem, kernel_us in _passes_of_the_h200():
-        plan = _C.make_plan(problem, limits("H200", IN_A_GRAPH))
-        us = {"stepwise": plan.stepwise_us, "persistent": kernel_us}
-        assert us[plan.strategy] < 1.1 * min(us.values()), name
-        chosen[name] = plan.strategy, _C.make_plan(problem, limits("H200")).strategy
-    for name in FASTER_STEP_BY_STEP_IN_A_GRAPH:
-        assert chosen[name] == ("stepwise", "persistent"), name
+    differ = set()
+    for tier in map(json.loads, MEASURED.read_text().splitlines()):
+        sizes = {"steps": tier["T"], "batch": tier["N"], "hidden": tier["H"], "dtype": tier["dtype"]}
+        problem = _C.Problem(**sizes, tf32=True, backward=tier["backward"])
+        in_a_graph, eager = (_C.make_plan(problem, limits("H200", us)) for us in (IN_A_GRAPH, 5))
+        if in_a_graph.strategy != eager.strategy:
+            assert (in_a_graph.strategy, eager.strategy) == ("stepwise", "persistent")
+            differ.add((tier["case"], tier["dtype"], tier["backward"]))
+    assert differ == FASTER_STEP_BY_STEP_IN_A_GRAPH
 
 
 # us of a step, as benchmarks/results/h200 has it for one where the host had no part in it.
@@ -226,7 +218,7 @@ def test_weights_beyond_the_cache_are_read_from_memory():
 
 
 def test_a_division_on_demand():
-    problem = _C.Problem(steps=256, batch=128, hidden=1024, tf32=True)
+    problem = _C.Problem(steps=256, batch=128, hidden=512, tf32=True)
     for signal, strategy in (("data", "persistent"), ("flag", "persistent_flags")):
         plans = _C.persistent_plans(problem, GPUS["H200"], signal)
         assert [us for _, us in plans] == sorted(us for _, us in plans)

@@ -136,6 +136,14 @@ __device__ __forceinline__ uint4 load_relaxed(const uint4* address) {
                : "memory");
   return value;
 }
+// The same where `condition` holds, else `value` stays: without a branch, whose two sides would need
+// registers.
+__device__ __forceinline__ void load_relaxed_if(bool condition, const uint4* address, uint4& value) {
+  asm volatile("{ .reg .pred p; setp.ne.s32 p, %5, 0; @p ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4]; }"
+               : "+r"(value.x), "+r"(value.y), "+r"(value.z), "+r"(value.w)
+               : "l"(address), "r"(static_cast<int>(condition))
+               : "memory");
+}
 __device__ __forceinline__ uint32_t load_acquire(const uint32_t* address) {
   uint32_t value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");

@@ -16,11 +16,8 @@ struct PersistentTraits {
   static constexpr int kSlots = slot_count(kSignal);
   static constexpr int kQuads = most_quads(kPass, kKBlocks);
   static constexpr int kRegisterFragments = register_fragments_beside(kPass, kKBlocks);
-  // A warp loads the k-blocks of a wide state in stages, each into one of two buffers while the one before is
-  // multiplied, of a narrow one all at once, for several row tiles: up to 16 k-blocks, 64 registers a lane.
-  static constexpr int kStages = kKBlocks > 16 ? 4 : kKBlocks > 8 ? 2 : 1;
-  static constexpr int kStageKBlocks = kKBlocks / kStages;
-  static constexpr int kRowTiles = kKBlocks > 6 ? 1 : kKBlocks > 1 ? 2 : 4;
+  static constexpr int kStages = load_stages(kKBlocks), kStageKBlocks = kKBlocks / kStages;
+  static constexpr int kRowTiles = row_tiles_loaded(kKBlocks);     // of a load
   static constexpr int kLaneTerms = kAccessBytes / sizeof(IO);     // of a k-block, in one lane
   static constexpr int kWarpTerms = kKBlocks * 4 * kLaneTerms;     // terms of a sum that a warp multiplies
   static constexpr int kRowTerms = kPersistentWarps * kWarpTerms;  // of a row of the state, with padding
@@ -141,17 +138,27 @@ class Ring {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) k_blocks[i] = load_relaxed(first + (kFirst + i) * kLanes);
   }
-  // Polls what load() read: loads it again until it has been published.
-  template <int kFirst, int kCount>
-  __device__ __forceinline__ void poll(int state_index, int row_tile, uint4 (&k_blocks)[kCount]) const {
+  // Polls what load() read of kTiles row tiles, where k_block(tile, i) has it, until all of it has been
+  // published. Each round loads again all that was empty: one after the other, k-blocks would take a round
+  // trip to the L2 cache each.
+  template <int kFirst, int kCount, int kTiles, class KBlock>
+  __device__ __forceinline__ void poll(int state_index, int row_tile, const KBlock& k_block) const {
     if constexpr (kByData) {
       const uint4* const first = first_of_warp(state_index, row_tile);
+      spin_while([&] {
+        bool empty = false;
 #pragma unroll
-      for (int i = 0; i < kCount; ++i)
-        spin_while([&] {
-          uint4& words = k_blocks[i];
-          return has_empty(words) && has_empty(words = load_relaxed(first + (kFirst + i) * kLanes));
-        });
+        for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+          for (int i = 0; i < kCount; ++i) {
+            uint4& words = k_block(tile, i);
+            const bool is_empty = has_empty(words);
+            load_relaxed_if(is_empty, first + tile * (kRowTileWords / kAccessWords) + (kFirst + i) * kLanes,
+                            words);
+            empty = empty || is_empty;
+          }
+        return empty;
+      });
     }
   }
   // By every thread after a step: every kStepsPerFence-th time, orders what the thread has read and cleared

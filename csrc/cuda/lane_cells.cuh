@@ -22,7 +22,7 @@ __device__ __forceinline__ void for_each_quad(const PersistentPlan& plan, const 
 
 // A lane's cell in a quad of tiles: of tile lane / 8, unit lane % 8 of octet tile % octets of the block, in
 // the row of row tile tile / octets of the chunk that is the warp's number.
-struct CellPlace {
+struct TileCell {
   int row;        // after Chunk::row
   int unit;       // of the layer
   bool in_octet;  // the layer has units in the octet, and the exchange words for it
@@ -37,10 +37,10 @@ class LaneCells {
       : size_(size), plan_(plan), slice_(slice), states_(states) {
 #pragma unroll
     for (int quad = 0; quad < Traits::kQuads; ++quad) {
-      const CellPlace& place = place_[quad] = place_in(quad * kQuadTiles + lane_index() / kUnitOctet);
-      word_[quad] = place.in_octet ? Ring<Traits>::first_word(place.row / kRowTile, warp_index(),
-                                                              place.unit / kUnitOctet)
-                                   : Ring<Traits>::kNoWord;
+      const TileCell& cell = cell_[quad] = cell_in(quad * kQuadTiles + lane_index() / kUnitOctet);
+      word_[quad] = cell.in_octet
+                        ? Ring<Traits>::first_word(cell.row / kRowTile, warp_index(), cell.unit / kUnitOctet)
+                        : Ring<Traits>::kNoWord;
     }
   }
 
@@ -51,9 +51,9 @@ class LaneCells {
   // Of a chunk, whether their rows exist or not.
   __device__ __forceinline__ int tiles() const { return plan_.octets * plan_.row_tiles_per_chunk; }
 
-  __device__ __forceinline__ int unit(int quad) const { return place_[quad].unit; }
+  __device__ __forceinline__ int unit(int quad) const { return cell_[quad].unit; }
   __device__ __forceinline__ bool exists(const Chunk& chunk, int quad) const {
-    return place_[quad].is_unit && has_row(chunk, quad);
+    return cell_[quad].is_unit && has_row(chunk, quad);
   }
   // Without lengths and resets each row takes part in each step.
   __device__ __forceinline__ Coordinates at(int step, const Chunk& chunk, int quad) const {
@@ -61,8 +61,8 @@ class LaneCells {
     if (!exists(chunk, quad)) return at;
     if (size_.lengths || size_.resets)
       return cell_at(size_, step, static_cast<unsigned>(slice_.d),
-                     static_cast<unsigned>(slice_.first_row + chunk.row + place_[quad].row),
-                     static_cast<unsigned>(place_[quad].unit));
+                     static_cast<unsigned>(slice_.first_row + chunk.row + cell_[quad].row),
+                     static_cast<unsigned>(cell_[quad].unit));
     at.active = at.has_entry = true, at.first = step == 0, at.last = step + 1 == size_.steps;
     at.continues = !at.last;
     return at;
@@ -71,7 +71,7 @@ class LaneCells {
   // Indices of a cell's row in a [D, N, H] tensor; in a [S, D, H] one, of the cells of a chunk in a step, and
   // of a cell's row after that.
   __device__ __forceinline__ int64_t state_row(const Chunk& chunk, int quad) const {
-    return (slice_.d * size_.batch + slice_.first_row + chunk.row + place_[quad].row) * size_.hidden;
+    return (slice_.d * size_.batch + slice_.first_row + chunk.row + cell_[quad].row) * size_.hidden;
   }
   __device__ __forceinline__ int64_t sequence_row(int step, const Chunk& chunk) const {
     const auto T = static_cast<int>(size_.steps), N = static_cast<int>(size_.batch);
@@ -80,7 +80,7 @@ class LaneCells {
     return ((entry + slice_.first_row + chunk.row) * static_cast<int>(size_.directions) + slice_.d) *
            static_cast<int>(size_.hidden);
   }
-  __device__ __forceinline__ int further_row(int quad) const { return further_row(place_[quad]); }
+  __device__ __forceinline__ int further_row(int quad) const { return further_row(cell_[quad]); }
 
   // Publishes the values of the cell in a state, or clears them. Every lane of the warp takes part.
   __device__ __forceinline__ void publish(const Ring<Traits>& ring, int state_index, const Chunk& chunk,
@@ -97,20 +97,20 @@ class LaneCells {
   }
 
   // Of tile `tile` of a chunk, rather than the lane's.
-  __device__ __forceinline__ CellPlace place_in(int tile) const {
+  __device__ __forceinline__ TileCell cell_in(int tile) const {
     const int octets = plan_.octets, row_tile = tile / octets, H = static_cast<int>(size_.hidden);
     const int first_unit = (slice_.member * octets + tile % octets) * kUnitOctet;
     const int unit = first_unit + lane_index() % kUnitOctet;
     const bool in_octet = row_tile < plan_.row_tiles_per_chunk && first_unit < H;
     return {row_tile * kRowTile, unit, in_octet, in_octet && unit < H};
   }
-  __device__ __forceinline__ int further_row(const CellPlace& place) const {
-    return place.row * static_cast<int>(size_.directions) * static_cast<int>(size_.hidden);
+  __device__ __forceinline__ int further_row(const TileCell& cell) const {
+    return cell.row * static_cast<int>(size_.directions) * static_cast<int>(size_.hidden);
   }
 
  private:
   __device__ __forceinline__ bool has_row(const Chunk& chunk, int quad) const {
-    return chunk.row + place_[quad].row < slice_.row_count;
+    return chunk.row + cell_[quad].row < slice_.row_count;
   }
 
   __device__ __forceinline__ bool publishes(const Chunk& chunk, int quad) const {
@@ -121,7 +121,7 @@ class LaneCells {
   const PersistentPlan& plan_;
   const Slice& slice_;
   float* states_;  // [chunk][quad][thread]
-  CellPlace place_[Traits::kQuads];
+  TileCell cell_[Traits::kQuads];
   int word_[Traits::kQuads];  // Ring::first_word()
 };
 

@@ -123,7 +123,7 @@ class Backward {
     });
     block_barrier();
     const int octets = args_.plan.octets, octet = warp_index(), gate = lane_index() / kUnitOctet;
-    const int unit = cells_.place_in(octet).unit;
+    const int unit = cells_.cell_in(octet).unit;
     if (octet >= octets || unit >= args_.size.hidden) return;
     float total = 0;
     for (int tile = octet; tile < cells_.tiles(); tile += octets) {

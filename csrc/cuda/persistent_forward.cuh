@@ -70,12 +70,12 @@ class Forward {
   __device__ __forceinline__ void init_gate_inputs(int d) const {
     static_assert(kPersistentWarps == kMaxTiles);
     const auto H = static_cast<int>(args_.size.hidden);
-    const CellPlace place = cells_.place_in(warp_index());
+    const TileCell cell = cells_.cell_in(warp_index());
     // Where there is no unit, another one's gate is read, and nothing is made of it.
-    const int gate = lane_index() / kUnitOctet * H + (place.unit < H ? place.unit : H - 1);
+    const int gate = lane_index() / kUnitOctet * H + (cell.unit < H ? cell.unit : H - 1);
     const auto* const bias_ih = static_cast<const IO*>(args_.bias_ih[d]);
     const auto* const bias_hh = static_cast<const IO*>(args_.bias_hh[d]);
-    gate_inputs_[thread_index()] = {4 * cells_.further_row(place) + gate,
+    gate_inputs_[thread_index()] = {4 * cells_.further_row(cell) + gate,
                                     bias_ih ? widen(bias_ih[gate]) + widen(bias_hh[gate]) : 0.0f};
   }
 

@@ -208,11 +208,10 @@ class State {
                                                  int rest) {
     auto& words = words_[kStage % kBuffers];
     const auto multiply = [&]<int kAtOnce>(int i) {
-      for (int further = 0; further < kAtOnce; ++further)
-        ring.template poll<kStage * kCount>(state_index, at + i + further, words[i + further]);
+      const auto k_block = [&](int further, int k) -> uint4& { return words[i + further][k]; };
+      ring.template poll<kStage * kCount, kCount, kAtOnce>(state_index, at + i, k_block);
       weights.template multiply<kStage * kCount, kCount, kAtOnce>(
-          [&](int further, int k_block) { return words[i + further][k_block]; },
-          [&](int weight_tile, int further, const float (&sum)[4]) {
+          k_block, [&](int weight_tile, int further, const float (&sum)[4]) {
             const int tile_product = (tile + i + further) * weights.tiles() + weight_tile;
             if constexpr (kStage == 0) {
               partials.put(tile_product, sum);

@@ -54,6 +54,16 @@ constexpr std::array kCompiledKBlocks{1, 2, 4, 8, 12, 16, 24, 32};
 template <>
 inline constexpr std::array kCompiledKBlocks<Pass::forward>{1, 2, 3, 4, 6, 8};
 
+// A warp loads the k-blocks of a wide state in stages, each into one of two buffers while the one before is
+// multiplied, of a narrow one all at once, for several row tiles: up to 8 k-blocks, 32 registers a lane, or
+// twice as many.
+constexpr int load_stages(int k_blocks) {
+  return k_blocks > 16 ? 4 : k_blocks > 8 ? 2 : 1;
+}
+constexpr int row_tiles_loaded(int k_blocks) {
+  return k_blocks > 6 ? 1 : k_blocks > 1 ? 2 : 4;
+}
+
 // The most quads of a chunk. Beside a wide state there are registers for one.
 constexpr int most_quads(Pass pass, int k_blocks) {
   return pass == Pass::backward && k_blocks > 8 ? 1 : 2;

@@ -134,6 +134,9 @@ inline uint4 load_relaxed(const uint4* address) {
   emulation::load(reinterpret_cast<const uint32_t*>(address), words, 4);
   return {words[0], words[1], words[2], words[3]};
 }
+inline void load_relaxed_if(bool condition, const uint4* address, uint4& value) {
+  if (condition) value = load_relaxed(address);
+}
 inline uint32_t load_acquire(const uint32_t* address) {
   return load_relaxed(address);
 }
