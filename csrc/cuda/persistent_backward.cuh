@@ -78,13 +78,13 @@ class Backward {
     return cell;
   }
 
-  // The gradient of the cell's gates, zero in a row that takes no part. `passed_back` reaches h_t from the
-  // next step.
-  __device__ __forceinline__ void update(const Chunk& chunk, int quad, float passed_back,
+  // The gradient of the cell's gates, zero in a row that takes no part.
+  __device__ __forceinline__ void update(const Partials& partials, const Chunk& chunk, int quad,
                                          BackwardCell& cell) const {
     if (!cell.at.active) return;
-    // Where no step continues, the product was one of zeros: NaN if a weight is not finite.
-    if (cell.at.continues) cell.grad_h_t += passed_back;
+    // Where no step continues, the product is one of zeros: NaN if a weight is not finite.
+    const int tile = quad * kQuadTiles + lane_index() / kUnitOctet;
+    if (cell.at.continues) cell.grad_h_t += partials.total(tile, warp_index());
     float& grad_c_t = cells_.state(chunk, quad);
     const CellGradient<float> grad = cell_gradient(cell.derivative, cell.grad_h_t, grad_c_t);
     grad_c_t = cell.at.enters ? 0.0f : grad.c_prev;
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr bool kByData = Traits::kSignal == Signal::data;
   const bool loads_ahead = kByData && chunks > 1;
   const Producers<Traits> producers(args.size, plan);
-  State<Traits> state;
+  State<Traits> state(ring, weights, plan.row_tiles_per_chunk);
   Gates<float> bias[Traits::kQuads] = {};
   int buffer = 0;
   for (int done = 0; done < steps; ++done) {  // also the number of the state that the step publishes
@@ -181,18 +181,15 @@ __global__ void __launch_bounds__(kThreads, 1)
       const Partials partials(partial_sums + buffer * Layout::partials(plan));
       if (done > 0) {
         if (producers.any) ring.wait(producers.first, producers.last, count - static_cast<uint32_t>(chunks));
-        if (!loads_ahead) state.load(ring, done - 1, chunk.first_tile, plan.row_tiles_per_chunk);
-        state.multiply(ring, weights, partials, done - 1, chunk.first_tile, plan.row_tiles_per_chunk);
+        if (!loads_ahead) state.load(done - 1, chunk.first_tile);
+        state.multiply(partials, done - 1, chunk.first_tile);
       }
       if (loads_ahead && done + ends > 0)
-        state.load(ring, done + ends - 1, ends ? 0 : chunk.first_tile + plan.row_tiles_per_chunk,
-                   plan.row_tiles_per_chunk);
+        state.load(done + ends - 1, ends ? 0 : chunk.first_tile + plan.row_tiles_per_chunk);
       if (done > 0) block_barrier();
 
       for_each_quad<Traits>(plan, [&](int quad) {
-        const int tile = quad * kQuadTiles + lane_index() / kUnitOctet;
-        const float passed_back = done > 0 ? partials.total(tile, warp_index()) : 0.0f;
-        backward.update(chunk, quad, passed_back, cells[quad]);
+        backward.update(partials, chunk, quad, cells[quad]);
         if (step > 0) backward.publish(done, chunk, quad, cells[quad]);
         if (done > 1) lane_cells.clear(ring, done - 2, chunk, quad);
       });

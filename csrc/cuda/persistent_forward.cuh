@@ -177,8 +177,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr bool kByData = Traits::kSignal == Signal::data;
   const bool loads_ahead = kByData && chunks > 1;
   const Producers<Traits> producers(args.size, plan);
-  State<Traits> state;
-  if (loads_ahead) state.load(ring, 0, 0, plan.row_tiles_per_chunk);
+  State<Traits> state(ring, weights, plan.row_tiles_per_chunk);
+  if (loads_ahead) state.load(0, 0);
   int buffer = 0;
   for (int step = 0; step < steps; ++step) {
     for (int i = 0; i < chunks; ++i) {
@@ -190,13 +190,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 
       const auto count = static_cast<uint32_t>(step * chunks + i + 1);
       if (producers.any) ring.wait(producers.first, producers.last, count);
-      if (!loads_ahead) state.load(ring, step, chunk.first_tile, plan.row_tiles_per_chunk);
+      if (!loads_ahead) state.load(step, chunk.first_tile);
       const Partials partials(partial_sums + buffer * Layout::partials(plan));
-      state.multiply(ring, weights, partials, step, chunk.first_tile, plan.row_tiles_per_chunk);
+      state.multiply(partials, step, chunk.first_tile);
       const bool ends = i + 1 == chunks;
-      if (loads_ahead)
-        state.load(ring, step + ends, ends ? 0 : chunk.first_tile + plan.row_tiles_per_chunk,
-                   plan.row_tiles_per_chunk);
+      if (loads_ahead) state.load(step + ends, ends ? 0 : chunk.first_tile + plan.row_tiles_per_chunk);
       block_barrier();
 
       for_each_quad<Traits>(plan, [&](int quad) {

@@ -151,27 +151,26 @@ class Partials {
   float* memory_;
 };
 
-// The part of a state that a warp multiplies, in registers.
+// The part of a state that a warp multiplies by the block's weights, in registers.
 template <class Traits>
 class State {
  public:
+  __device__ __forceinline__ State(const Ring<Traits>& ring, const Weights<Traits>& weights,
+                                   int row_tiles_per_chunk)
+      : ring_(ring), weights_(weights), row_tiles_(row_tiles_per_chunk) {}
+
   // Loads the beginning of a chunk, which need not be published yet.
-  __device__ __forceinline__ void load(const Ring<Traits>& ring, int state_index, int first_tile,
-                                       int row_tiles) {
-    load_tiles<0>(ring, state_index, first_tile, row_tiles, words_[0]);
+  __device__ __forceinline__ void load(int state_index, int first_tile) {
+    load_tiles<0>(state_index, first_tile, row_tiles_);
   }
-  // Multiplies a chunk, whose beginning load() has loaded, by the block's weights.
-  __device__ __forceinline__ void multiply(const Ring<Traits>& ring, const Weights<Traits>& weights,
-                                           const Partials& partials, int state_index, int first_tile,
-                                           int row_tiles) {
-    for (int tile = 0; tile < row_tiles; tile += kRowTiles) {
-      const int at = first_tile + tile, rest = row_tiles - tile;
+  // Multiplies a chunk, whose beginning load() has loaded.
+  __device__ __forceinline__ void multiply(const Partials& partials, int state_index, int first_tile) {
+    for (int tile = 0; tile < row_tiles_; tile += kRowTiles) {
       if constexpr (kStages == 1) {
-        if (tile > 0) load(ring, state_index, at, rest);
-        multiply_stage<0>(ring, weights, partials, state_index, at, tile, rest);
+        if (tile > 0) load_tiles<0>(state_index, first_tile + tile, row_tiles_ - tile);
+        multiply_stage<0>(partials, state_index, first_tile, tile);
       } else {
-        multiply_stages(std::make_integer_sequence<int, kStages>{}, ring, weights, partials, state_index, at,
-                        tile, rest);
+        multiply_stages(std::make_integer_sequence<int, kStages>{}, partials, state_index, first_tile, tile);
       }
     }
   }
@@ -181,38 +180,37 @@ class State {
                        kRowTiles = Traits::kRowTiles, kBuffers = kStages > 1 ? 2 : 1;
 
   template <int kStage>
-  static __device__ __forceinline__ void load_tiles(const Ring<Traits>& ring, int state_index, int first_tile,
-                                                    int row_tiles, uint4 (&words)[kRowTiles][kCount]) {
+  __device__ __forceinline__ void load_tiles(int state_index, int row_tile, int row_tiles) {
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i)
-      if (i < row_tiles) ring.template load<kStage * kCount>(state_index, first_tile + i, words[i]);
+      if (i < row_tiles)
+        ring_.template load<kStage * kCount>(state_index, row_tile + i, words_[kStage % kBuffers][i]);
   }
   // Each stage is loaded while the one before is multiplied, the first with the last one of the tile before.
   template <int... stage>
   __device__ __forceinline__ void multiply_stages(std::integer_sequence<int, stage...>,
-                                                  const Ring<Traits>& ring, const Weights<Traits>& weights,
-                                                  const Partials& partials, int state_index, int at, int tile,
-                                                  int rest) {
+                                                  const Partials& partials, int state_index, int first_tile,
+                                                  int tile) {
     (
         [&] {
           constexpr int kNext = (stage + 1) % kStages;
-          if (kNext > 0 || rest > 1)
-            load_tiles<kNext>(ring, state_index, at + (kNext == 0), 1, words_[kNext % kBuffers]);
-          multiply_stage<stage>(ring, weights, partials, state_index, at, tile, rest);
+          if (kNext > 0 || tile + 1 < row_tiles_)
+            load_tiles<kNext>(state_index, first_tile + tile + (kNext == 0), 1);
+          multiply_stage<stage>(partials, state_index, first_tile, tile);
         }(),
         ...);
   }
+  // Multiplies row tiles from `tile` of the chunk on, two at a time.
   template <int kStage>
-  __device__ __forceinline__ void multiply_stage(const Ring<Traits>& ring, const Weights<Traits>& weights,
-                                                 const Partials& partials, int state_index, int at, int tile,
-                                                 int rest) {
+  __device__ __forceinline__ void multiply_stage(const Partials& partials, int state_index, int first_tile,
+                                                 int tile) {
     auto& words = words_[kStage % kBuffers];
     const auto multiply = [&]<int kAtOnce>(int i) {
       const auto k_block = [&](int further, int k) -> uint4& { return words[i + further][k]; };
-      ring.template poll<kStage * kCount, kCount, kAtOnce>(state_index, at + i, k_block);
-      weights.template multiply<kStage * kCount, kCount, kAtOnce>(
+      ring_.template poll<kStage * kCount, kCount, kAtOnce>(state_index, first_tile + tile + i, k_block);
+      weights_.template multiply<kStage * kCount, kCount, kAtOnce>(
           k_block, [&](int weight_tile, int further, const float (&sum)[4]) {
-            const int tile_product = (tile + i + further) * weights.tiles() + weight_tile;
+            const int tile_product = (tile + i + further) * weights_.tiles() + weight_tile;
             if constexpr (kStage == 0) {
               partials.put(tile_product, sum);
             } else {
@@ -225,15 +223,18 @@ class State {
     } else {
 #pragma unroll
       for (int i = 0; i < kRowTiles; i += 2) {
-        if (i + 1 < rest) {
+        if (tile + i + 1 < row_tiles_) {
           multiply.template operator()<2>(i);
-        } else if (i < rest) {
+        } else if (tile + i < row_tiles_) {
           multiply.template operator()<1>(i);
         }
       }
     }
   }
 
+  const Ring<Traits>& ring_;
+  const Weights<Traits>& weights_;
+  int row_tiles_;
   uint4 words_[kBuffers][kRowTiles][kCount];
 };
 
