@@ -1,8 +1,9 @@
 """The compile gate: every CUDA source for every architecture, with warnings and spills as errors.
 
 Programs of benchmarks/micro are compiled for sm_90a alone. Run as a program it exits with 1 when something is wrong: a
-source does not compile, a kernel spills, or a kernel uses more registers or shared memory than the plan assumes. It
-needs nvcc, not a GPU. With --missing it prints the packages to install first.
+source does not compile, a kernel spills, a kernel uses more registers or shared memory than the plan assumes, or its
+instructions are not what they should be (sass.py; only where there is cuobjdump). It needs nvcc, not a GPU. With
+--missing it prints the packages to install first.
 """
 
 import os
@@ -12,11 +13,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import sass
 import torch
+from sass import Step
 
 ROOT = Path(__file__).parent.parent
 ARCHS = ("80", "86", "89", "90a", "100", "120")
@@ -76,59 +79,57 @@ def faults(found: list[Usage]) -> list[str]:
     return wrong
 
 
-def instruction_faults(sass: str) -> list[str]:
-    """What is amiss in the instructions of the persistent kernels, as ``cuobjdump -sass`` prints them.
+# How many instructions a step of a persistent kernel has between the barrier after the products and the publication of
+# the state (sass.Step), which is time that each step takes: for one tile of cells, for a quad of four, and on all paths
+# together. The most of any kernel today, with nvcc 13.0.
+STEPS = {
+    "forward": {"90a": (148, 244, 246), "others": (141, 237, 237)},
+    "backward": {"90a": (89, 89, 89), "others": (85, 85, 85)},
+}
+# Another nvcc schedules and unrolls otherwise, so half as many again may be there. Twice as many may not: the fewest
+# for one tile are 122 forward and 71 backward on sm_90a, 125 and 64 on the others, and 2 * 64 > 1.5 * 85.
+STEP_MARGIN = 1.5
 
-    They must use the tensor cores and no local memory. Loops that poll must be free of fences, each of which would drop
-    the L1 cache and wait for memory. After flags, a load with acquire must come before the state is read.
-    """
+
+def step_faults(steps: list[Step]) -> list[str]:
+    """Where a step has more instructions than it may."""
     wrong = []
-    for function in re.split(r"Function : ", sass)[1:]:
-        name = function.split(None, 1)[0]
-        if "persistent_kernel" not in name:
-            continue
-        code = {int(at, 16): text for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", function)}
-        if not any("HMMA" in text for text in code.values()):
-            wrong.append(f"{name}: no product on the tensor cores")
-        wrong += [f"{name}: {text}" for text in code.values() if re.search(r"\b(LDL|STL)\b", text)]
-        polls, by_data = [], False
-        for begin, end in _innermost_loops(code):
-            body = [text for at, text in code.items() if begin <= at <= end]
-            if not any("LDG" in text and "STRONG.GPU" in text for text in body) or any("HMMA" in text for text in body):
-                continue
-            polls.append(end)
-            by_data = any("LDG.E.128" in text for text in body)
-            wrong += [f"{name}: {text.strip()} while polling" for text in body if re.search("MEMBAR|CCTL|ERRBAR", text)]
-        last = max(polls, default=0)
-        reads = [at for at, text in code.items() if "LDG.E.128.STRONG.GPU" in text and at > last]
-        if not polls:
-            wrong.append(f"{name}: no loop that polls")
-        # Where the data itself is polled, it has been read then, and a fence comes later in the step. Where flags are
-        # polled, a load with acquire follows, which drops the L1 cache.
-        elif by_data and not any("MEMBAR" in text and last < at for at, text in code.items()):
-            wrong.append(f"{name}: no fence after the polling")
-        elif not by_data and not any(
-            "CCTL.IVALL" in text and last < at < min(reads, default=last) for at, text in code.items()
-        ):
-            wrong.append(f"{name}: no acquire between the polling and the reading")
+    for step in steps:
+        usual = STEPS[step.kernel.of_pass]
+        for paths, count, most in zip(_PATHS, _counts(step), usual.get(step.kernel.arch, usual["others"]), strict=True):
+            if count > STEP_MARGIN * most:
+                wrong.append(
+                    f"{step.kernel}: {count} instructions from the barrier to the publication ({paths}), "
+                    f"at most {STEP_MARGIN} * {most}"
+                )
     return wrong
 
 
-def _innermost_loops(code: dict[int, str]) -> Iterator[tuple[int, int]]:
-    jumps = {at: re.search(r"\bBRA\b.* 0x([0-9a-f]+)", text) for at, text in code.items()}
-    loops = [(int(to[1], 16), at) for at, to in jumps.items() if to and int(to[1], 16) < at]
-    for begin, end in loops:
-        if not any(begin <= other_begin and other_end < end for other_begin, other_end in loops):
-            yield begin, end
+_PATHS = ("one tile", "a quad", "all paths")
 
 
-def _disassemble(folder: Path) -> str | None:
-    """The instructions of the persistent kernels, where the toolkit has the program that shows them."""
-    if shutil.which("cuobjdump") is None:
-        return None
-    objects = sorted(folder.glob("persistent_*.o"))
-    runs = [subprocess.run(["cuobjdump", "-sass", str(path)], capture_output=True, text=True) for path in objects]
-    return "".join(run.stdout for run in runs)
+def _counts(step: Step) -> tuple[int, int, int]:
+    return step.one_tile, step.quad, step.all_paths
+
+
+def _package_folders(name: str) -> list[Path]:
+    """Of NVIDIA's packages, which may have what a toolkit lacks."""
+    return sorted(Path(torch.__file__).parent.parent.glob(f"nvidia/*/{name}"))
+
+
+def _programs_path() -> str:
+    return os.pathsep.join([os.environ["PATH"], *map(str, _package_folders("bin"))])
+
+
+def _missing_programs() -> list[str]:
+    """Of the two that show instructions: cuobjdump runs nvdisasm."""
+    return [name for name in ("cuobjdump", "nvdisasm") if shutil.which(name, path=_programs_path()) is None]
+
+
+def _disassemble(path: Path) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("cuobjdump", path=_programs_path()) or "cuobjdump"
+    environment = {**os.environ, "PATH": _programs_path()}
+    return subprocess.run([program, "-sass", str(path)], env=environment, capture_output=True, text=True, check=False)
 
 
 def _compile_kernels(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -141,10 +142,7 @@ def _compile_kernels(source: Path, folder: Path) -> subprocess.CompletedProcess[
 def _binding_includes() -> list[str]:
     """torch's headers, and those of NVIDIA's packages for a toolkit without cuBLAS."""
     torch_folder = Path(torch.__file__).parent
-    return [
-        f"-I{torch_folder / 'include'}",
-        *(f"-I{folder}" for folder in torch_folder.parent.glob("nvidia/*/include")),
-    ]
+    return [f"-I{folder}" for folder in [torch_folder / "include", *_package_folders("include")]]
 
 
 def _compile_binding(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -154,13 +152,37 @@ def _compile_binding(source: Path, folder: Path) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+def _look_at_instructions(objects: list[Path], pool: Executor, kernels: int) -> list[str]:
+    """What is amiss in the instructions of the persistent kernels, of which there are as many."""
+    wrong, steps, seen = [], [], 0
+    for path, result in zip(objects, pool.map(_disassemble, objects), strict=True):
+        if result.returncode:
+            wrong.append(f"{path.name}: {result.stderr}")
+        for kernel in sass.kernels(result.stdout):
+            seen += 1
+            wrong += sass.instruction_faults(kernel)
+            if step := sass.step(kernel):
+                steps.append(step)
+            else:
+                wrong.append(f"{kernel}: between barrier and publication no path with the work on cells, or a loop")
+    if seen != kernels:
+        wrong.append(f"instructions of {seen} persistent kernels, must be {kernels}")
+    for arch in ARCHS:
+        for of_pass in STEPS:
+            found = [step for step in steps if (step.kernel.of_pass, step.kernel.arch) == (of_pass, arch)]
+            most = [max(column) for column in zip(*map(_counts, found), strict=True)]
+            print(f"sm_{arch:<4} {of_pass}: at most {most} instructions from the barrier to the publication")
+    return wrong + step_faults(steps)
+
+
 def _missing_packages() -> list[str]:
     with tempfile.NamedTemporaryFile("w", suffix=".cpp") as source:
         source.write("#include <cublas_v2.h>\n")
         source.flush()
         command = [*COMMON, *_binding_includes(), "-E", source.name]
         found = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    return [] if found else ["nvidia-cublas"]
+    packages = [] if found else ["nvidia-cublas"]
+    return packages + [f"nvidia-cuda-{name}" for name in _missing_programs()]
 
 
 def main(arguments: list[str]) -> int:
@@ -183,11 +205,11 @@ def main(arguments: list[str]) -> int:
             if result.returncode:
                 wrong.append(f"{source.relative_to(ROOT)}:\n{result.stdout}{result.stderr}")
             found += usages(result.stdout + result.stderr)
-        sass = _disassemble(folder)
-    if sass is None:
-        print("instructions not looked at: there is no cuobjdump on the PATH")
-    else:
-        wrong += instruction_faults(sass)
+        if missing := _missing_programs():
+            print(f"instructions not looked at: there is no {' and no '.join(missing)}")
+        else:
+            persistent = sum("persistent_kernel" in usage.kernel for usage in found)
+            wrong += _look_at_instructions(sorted(folder.glob("persistent_*.o")), pool, persistent)
     print(f"{len(found)} kernels for {', '.join(f'sm_{arch}' for arch in ARCHS)}")
     for arch in ARCHS:
         most = max((usage.registers for usage in found if usage.arch == arch), default=0)

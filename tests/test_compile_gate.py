@@ -5,6 +5,7 @@ import subprocess
 
 import compile_gate
 import pytest
+import sass
 from compile_gate import ARCHS, COMMON, STRICT, Usage
 
 from fusedlstm import _C
@@ -53,6 +54,7 @@ def test_kernels_beyond_the_plan_are_named(found, message):
 
 
 SASS = """
+    code for sm_90a
     Function : _Z17persistent_kernelv
   .headerflags  @"EF_CUDA_SM90"
         /*0000*/                   LDG.E.STRONG.GPU R0, desc[UR36][R164.64] ;
@@ -75,13 +77,25 @@ SASS_WITHOUT_FLAGS = SASS.replace("LDG.E.STRONG.GPU", "LDG.E.128.STRONG.GPU").re
 )
 
 
-@pytest.mark.parametrize("sass", [SASS, SASS_WITHOUT_FLAGS], ids=["flag", "data"])
-def test_instructions_as_they_should_be_pass(sass):
-    assert not compile_gate.instruction_faults(sass)
+def _instruction_faults(text):
+    (kernel,) = sass.kernels(text)
+    return sass.instruction_faults(kernel)
+
+
+def test_reads_what_cuobjdump_says():
+    (kernel,) = sass.kernels(SASS)
+    assert str(kernel) == "_Z17persistent_kernelv, sm_90a"
+    assert list(kernel.code) == list(range(0, 0x90, 0x10))
+    assert kernel.code[0x20] == "@!P0 BRA 0x0"
+
+
+@pytest.mark.parametrize("text", [SASS, SASS_WITHOUT_FLAGS], ids=["flag", "data"])
+def test_instructions_as_they_should_be_pass(text):
+    assert not _instruction_faults(text)
 
 
 def test_without_flags_a_fence_must_follow_too():
-    assert "no fence" in compile_gate.instruction_faults(SASS_WITHOUT_FLAGS.replace("MEMBAR.ALL.GPU", "NOP"))[0]
+    assert "no fence" in _instruction_faults(SASS_WITHOUT_FLAGS.replace("MEMBAR.ALL.GPU", "NOP"))[0]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +110,119 @@ def test_without_flags_a_fence_must_follow_too():
     ],
 )
 def test_instructions_that_should_not_be_there_are_named(old, new, message):
-    assert message in compile_gate.instruction_faults(SASS.replace(old, new))[0]
+    assert message in _instruction_faults(SASS.replace(old, new))[0]
+
+
+def _total():
+    return [f"LDS R{i}, [R0]" for i in range(8)]
+
+
+def _step_of(of_pass, work=0, cells=1):
+    """A step with a barrier, cells and a publication, the prologue before it, cleared words and a flag after it.
+
+    A list within the instructions is left out by warps without what it is for. `work` is how many more instructions a
+    cell takes, `cells` how often it is updated.
+    """
+    cell = ["LDS R9, [R1]", "STS [R1], R9", *["FFMA R9, R9, R9, R9"] * work]
+    tanh = ["MUFU.EX2 R3, R3", "MUFU.RCP R3, R3"]
+    if of_pass == "forward":
+        tiles = []
+        for _ in range(4):
+            tiles = [[*_total(), *tanh, *tiles]]
+        gates = ["SHFL.BFLY PT, R4, R4, 0x8, 0x1f"] * 4
+        updates = [*tiles, *gates, *[[*cell, *tanh]] * cells]
+    else:
+        updates = [_total(), *[cell] * cells]
+    publication = [["STG.E.STRONG.GPU [R4], R7"]]
+    before = ["BAR.SYNC 0x0", *publication, "BAR.SYNC 0x0", "HMMA.16816.F32.BF16 R4, R4, R8, R4", "BAR.SYNC 0x0"]
+    after = [["STG.E.STRONG.GPU [R4], R8"], "BAR.SYNC 0x0", ["STG.E.STRONG.GPU [R5], R9"], "BRA 0x40"]
+    lines = _flat([*before, *updates, *publication, *after])
+    code = "".join(f"        /*{16 * at:04x}*/   {line} ;  /* 0x0000 */\n" for at, line in enumerate(lines))
+    return f"code for sm_80\n  Function : lstm_{of_pass}_persistent_kernel\n{code}"
+
+
+def _flat(lines, begin=0):
+    """With a branch over each list in place of the list."""
+    flat = []
+    for line in lines:
+        if isinstance(line, list):
+            inner = _flat(line, begin + len(flat) + 1)
+            flat += [f"@P0 BRA 0x{16 * (begin + len(flat) + 1 + len(inner)):x}", *inner]
+        else:
+            flat.append(line)
+    return flat
+
+
+def _steps(text):
+    return [sass.step(kernel) for kernel in sass.kernels(text)]
+
+
+@pytest.mark.parametrize(
+    ("of_pass", "counts"),
+    [
+        # The branches over four tiles, of which that over the second one is taken; those over the cell and the store.
+        ("forward", (2 + 8 + 2 + 4 + 1 + 4 + 2, 4 * (1 + 8 + 2) + 4 + 1 + 4 + 2, 4 * (1 + 8 + 2) + 4 + 1 + 4 + 2)),
+        ("backward", (1 + 8 + 1 + 2 + 2, 1 + 8 + 1 + 2 + 2, 1 + 8 + 1 + 2 + 2)),
+    ],
+)
+def test_the_instructions_of_a_step_are_counted(of_pass, counts):
+    (step,) = _steps(_step_of(of_pass))
+    assert (step.one_tile, step.quad, step.all_paths) == counts
+
+
+def _step_faults(of_pass, one_tile):
+    (without_work,) = _steps(_step_of(of_pass))
+    steps = _steps(_step_of(of_pass, one_tile - without_work.one_tile))
+    assert steps[0].one_tile == one_tile
+    return compile_gate.step_faults(steps)
+
+
+@pytest.mark.parametrize(("of_pass", "least", "most"), [("forward", 125, 141), ("backward", 64, 85)])
+def test_steps_of_today_pass_and_with_twice_the_instructions_are_named(of_pass, least, most):
+    assert not _step_faults(of_pass, most)
+    assert "(one tile), at most 1.5 * " in _step_faults(of_pass, 2 * least)[0]
+
+
+@pytest.mark.parametrize(
+    ("of_pass", "needed"),
+    [
+        *((of_pass, text) for of_pass in ("forward", "backward") for text in ("BAR", "HMMA", "STG", "LDS", "STS")),
+        ("forward", "MUFU"),
+        ("forward", "SHFL"),
+    ],
+)
+def test_without_a_path_there_is_no_step(of_pass, needed):
+    assert _steps(_step_of(of_pass).replace(needed, "NOP")) == [None]
+
+
+def test_with_a_loop_before_the_publication_there_is_no_step():
+    text = _step_of("backward", work=1)
+    assert _steps(text.replace("FFMA R9, R9, R9, R9", "@P1 BRA 0x70")) == [None]
+    assert _steps(text.replace("FFMA R9, R9, R9, R9", "@P1 BRA 0x140")) != [None]
+
+
+def test_work_on_cells_that_warps_may_leave_out_is_counted():
+    (once,), (twice,) = (_steps(_step_of("backward", cells=cells)) for cells in (1, 2))
+    assert twice.one_tile == once.one_tile + 1 + 2
+
+
+@pytest.mark.parametrize(
+    ("branch", "found"),
+    [
+        ("@P0 BRA P1, 0x140", True),
+        ("BRA.U !UP0, 0x140", True),
+        ("BRA.CONV ~URZ, 0x140", True),
+        ("BRA.DIV UR4, 0x140", True),
+        ("BRA 0x140", False),
+        ("CALL.REL.NOINC 0x140", False),
+        ("EXIT", False),
+        ("@P0 EXIT", True),
+    ],
+)
+def test_a_path_goes_on_after_a_condition(branch, found):
+    text = _step_of("backward")
+    assert text.count("@P0 BRA 0x140") == 1
+    assert (_steps(text.replace("@P0 BRA 0x140", branch)) != [None]) == found
 
 
 def _copy(statement):

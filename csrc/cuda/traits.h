@@ -86,7 +86,7 @@ enum class Signal {
 // 2 * kStepsPerFence + 3 states later (csrc/README.md); tests/test_protocol.py tries every order of stores.
 constexpr int kStepsPerFence = 4;
 // A power of two, so that a mask gives the slot of a state.
-constexpr int slot_count(Signal signal) {
+FUSEDLSTM_HOST_DEVICE constexpr int slot_count(Signal signal) {
   return signal == Signal::flag ? 2 : 16;
 }
 static_assert(slot_count(Signal::data) >= 2 * kStepsPerFence + 3);
