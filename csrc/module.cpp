@@ -92,6 +92,9 @@ void bind_plan(pybind11::module_& m) {
       .def_readonly("weight_tiles", &PersistentPlan::weight_tiles)
       .def_readonly("k_blocks", &PersistentPlan::k_blocks)
       .def_readonly("row_tiles_per_chunk", &PersistentPlan::row_tiles_per_chunk)
+      .def_readonly("chunks", &PersistentPlan::chunks)
+      .def_readonly("octets", &PersistentPlan::octets)
+      .def_readonly("quads", &PersistentPlan::quads)
       .def_property_readonly(
           "signal", [](const PersistentPlan& p) { return p.signal == Signal::flag ? "flag" : "data"; })
       .def_property_readonly("shared_bytes", &shared_bytes);

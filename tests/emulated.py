@@ -56,13 +56,14 @@ def load() -> ctypes.CDLL:
 
 
 def build_with(csrc: Path, folder: Path) -> Path:
-    """The library once more, in ``folder``, with the kernels of another source tree and all else as it is."""
+    """The library once more, in ``folder``, with the persistent kernels of bfloat16 of another source tree."""
     load()
     built = ROOT / "build" / ("emulation-asan" if ASAN else "emulation")
-    kernels, library = folder / "kernels.o", folder / "fusedlstm_emulated.so"
+    kernels, library = folder / "persistent_kernels.o", folder / "fusedlstm_emulated.so"
     sanitize = ["-fsanitize=address"] if ASAN else []
     flags = [*FLAGS, *sanitize, "-O0", "-fPIC", f"-I{csrc}", f"-I{ROOT / 'tests'}"]
-    subprocess.run(["c++", *flags, "-c", ROOT / "tests/emulation/kernels.cpp", "-o", kernels], check=True)
+    source = ROOT / "tests/emulation/bfloat16" / f"{kernels.stem}.cpp"
+    subprocess.run(["c++", *flags, "-c", source, "-o", kernels], check=True)
     objects = [built / f"{source.stem}.o" for source in SOURCES if source.stem != kernels.stem]
     libraries = Path(torch.__file__).parent / "lib"
     link = [f"-L{libraries}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{libraries}"]

@@ -144,6 +144,64 @@ def test_shapes(shape, dtype, machine):
     _check(shape, dtype, machine)
 
 
+def _row_tiles(shape):
+    return -(-shape.N // 8)
+
+
+# Divisions of a layer: a shape that has each, in both passes and with either signal, and how a plan shows it.
+DIVISIONS = {
+    "several_chunks": (
+        Shape(18, 70, 20, multiprocessors=3),  # by data more steps than slots, and the next chunk loaded ahead
+        lambda plan, shape: plan.chunks > 1,
+    ),
+    "several_chunks_in_one_step": (
+        Shape(1, 70, 20, multiprocessors=3),
+        lambda plan, shape: plan.chunks > 1,
+    ),
+    "several_chunks_with_lengths_and_resets": (
+        Shape(6, 49, 36, D=2, lengths=True, resets=True, multiprocessors=6),
+        lambda plan, shape: plan.chunks > 1 and plan.members > 1,
+    ),
+    "several_chunks_packed": (
+        Shape(6, 49, 36, D=2, packed=True, multiprocessors=6),
+        lambda plan, shape: plan.chunks > 1 and plan.members > 1,
+    ),
+    "two_quads": (
+        Shape(4, 9, 60, multiprocessors=1),
+        lambda plan, shape: plan.quads == 2,
+    ),
+    "two_quads_the_second_not_full": (
+        Shape(4, 9, 44, multiprocessors=1),
+        lambda plan, shape: plan.quads == 2 and plan.octets * plan.row_tiles_per_chunk < 8,
+    ),
+    "last_chunk_with_fewer_row_tiles": (
+        Shape(4, 49, 36, multiprocessors=3),
+        lambda plan, shape: plan.groups == 1 and plan.chunks > 1 and _row_tiles(shape) % plan.row_tiles_per_chunk,
+    ),
+    "last_group_with_fewer_chunks": (
+        Shape(4, 33, 36, multiprocessors=3),
+        lambda plan, shape: plan.chunks > 1 and _row_tiles(shape) % (plan.chunks * plan.row_tiles_per_chunk),
+    ),
+    "one_row": (
+        Shape(4, 1, 40, multiprocessors=3),
+        lambda plan, shape: plan.members > 1,
+    ),
+    "a_block_with_fewer_octets": (
+        Shape(4, 9, 36, multiprocessors=3),
+        lambda plan, shape: plan.members > 1 and -(-shape.H // 8) % plan.octets,
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("shape", "has"), DIVISIONS.values(), ids=DIVISIONS)
+def test_divisions(shape, has, dtype, machine):
+    for strategy in STRATEGIES:
+        for plan in _plans(shape, dtype, machine, strategy):
+            assert has(plan.persistent, shape), plan
+    _check(shape, dtype, machine)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("k_blocks", [(2, 8), (3, 12), (4, 16)], ids=str)
 def test_each_width_of_the_kernels(k_blocks, dtype, machine):
@@ -157,7 +215,12 @@ def test_the_widest_kernels(narrower, dtype, machine):
     """Just past what a narrower pair takes: the emulator has stacks for about a hundred blocks. 17 rows are three
     tiles, of which the backward pass multiplies one while it asks for another."""
     hidden = narrower * 8 * (16 if dtype == "tf32" else 32) + 5
-    _check(Shape(3, 17, hidden, multiprocessors=-(-hidden // 16)), dtype, machine)
+    shape = Shape(3, 17, hidden, multiprocessors=-(-hidden // 16))
+    for strategy in STRATEGIES:
+        backward = _plans(shape, dtype, machine, strategy)[1].persistent
+        assert backward.k_blocks > 8, backward
+        assert backward.chunks > 1, backward
+    _check(shape, dtype, machine)
 
 
 def _random_shape(seed):

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -91,81 +92,155 @@ def test_some_interleaving_shows_a_fault(fault):
     assert "instead of" in error
 
 
-def _explore_data(fault, slots=4, steps_per_fence=1):
-    """The exchange without flags, of two blocks of a warp each, with stores that become visible in any order.
+@dataclass(frozen=True)
+class Data:
+    """The exchange without flags, of two blocks of a warp each: its slots, and the steps for each fence.
 
-    Stores to one place stay in order, and none overtakes one before a fence. A state is where every block is, what the
-    slots hold and, for each block, the stores that it alone sees so far: (place, value, fences before it).
+    Blocks may fence in different steps: ``apart`` is how many lie between theirs. (The kernels' all fence in the same.)
+    With several chunks the next one is loaded ahead, the first one of the next state before the fence of this step.
+    ``first_only`` leaves out what concerns the other chunks.
     """
-    steps, slots = slots + 3, 2 if fault == "two_slots" else slots
 
-    def program(block):
-        yield "store", (0, block), 0
-        for step in range(steps):
-            for producer in range(BLOCKS):
-                yield "read", (step % slots, producer), step
-            yield "store", ((step + 1) % slots, block), step + 1
+    slots: int
+    steps_per_fence: int
+    apart: int = 0
+    chunks: int = 1
+    first_only: bool = False
+    fault: str | None = None
+
+    def program(self, block):
+        """What a block does, one visible action after another. Its own words it sees at once, and reads the other's.
+
+        A load takes what there is, a poll what was loaded or, where that was empty, what is published.
+        """
+        other, fault, slots = 1 - block, self.fault, 2 if self.fault == "two_slots" else self.slots
+        parts = [(step, chunk) for step in range(self.slots + 3) for chunk in range(self.chunks)]
+        actions = [("store", (0, chunk, block), 0) for chunk in range(self.chunks)]
+        actions.append(("load", (0, 0, other), None))
+        for at, (step, chunk) in enumerate(parts):
+            if self.chunks == 1 and step > 0:
+                actions.append(("load", (step % slots, chunk, other), None))
+            actions.append(("poll", (step % slots, chunk, other), step))
+            if self.chunks > 1 and at + 1 < len(parts):
+                next_step, next_chunk = parts[at + 1]
+                actions.append(("load", (next_step % slots, next_chunk, other), None))
+            actions.append(("store", ((step + 1) % slots, chunk, block), step + 1))
             cleared = step - (fault != "clears_too_early")
             if cleared >= 0 and fault != "never_clears":
-                yield "store", (cleared % slots, block), EMPTY
-            if fault != "no_fence" and step % steps_per_fence == steps_per_fence - 1:
-                yield "fence", None, None
+                actions.append(("store", (cleared % slots, chunk, block), EMPTY))
+            fences = (step + 1 + self.apart * block) % self.steps_per_fence == 0
+            if chunk + 1 == self.chunks and fences and fault != "no_fence":
+                actions.append(("fence", None, None))
+        return [action for action in actions if not (self.first_only and action[1] and action[1][1] > 0)]
 
-    programs = [list(program(block)) for block in range(BLOCKS)]
-    places = list(product(range(slots), range(BLOCKS)))
-    start = ((0,) * BLOCKS, (EMPTY,) * len(places), ((),) * BLOCKS, (0,) * BLOCKS)
-    seen, waiting = {start}, [start]
-    while waiting:
-        counters, memory, pending, fences = waiting.pop()
-        successors = []
+    def explore(self):
+        """Visits every state that any order leads to; gives the first error and the number of states.
+
+        Stores become visible in any order, but those to one place in theirs, and none before one that a fence precedes.
+        Loads and polls may read before other actions of their block, down to the last fence. A state is where every
+        block is, what the slots hold and, for each block, the stores that it alone sees so far, with a None for each
+        fence among them, and what it has read of places in advance.
+        """
+        programs = [self.program(block) for block in range(BLOCKS)]
+        places = sorted({place for program in programs for _, place, _ in program if place})
 
         def replaced(values, index, value):
             return (*values[:index], value, *values[index + 1 :])
 
-        for block in range(BLOCKS):
-            own = pending[block]
-            for at, (place, value, fence) in enumerate(own):
-                if any(other == place or earlier < fence for other, _, earlier in own[:at]):
-                    continue
-                committed = replaced(memory, places.index(place), value)
-                successors.append((counters, committed, replaced(pending, block, own[:at] + own[at + 1 :]), fences))
-            if counters[block] == len(programs[block]):
-                continue
-            kind, place, value = programs[block][counters[block]]
-            moved = replaced(counters, block, counters[block] + 1)
-            if kind == "fence":
-                successors.append((moved, memory, pending, replaced(fences, block, fences[block] + 1)))
-            elif kind == "store":
-                stores = (*own, (place, value, fences[block]))
-                successors.append((moved, memory, replaced(pending, block, stores), fences))
-            else:
-                seen_value = next((v for p, v, _ in reversed(own) if p == place), memory[places.index(place)])
-                if seen_value == EMPTY:
-                    continue
-                if seen_value != value:
-                    return f"block {block} reads state {seen_value} instead of {value}", len(seen)
-                successors.append((moved, memory, pending, fences))
-        if not successors and any(at < len(program) for at, program in zip(counters, programs, strict=True)):
-            return "nobody can go on", len(seen)
-        for state in successors:
-            if state not in seen:
-                seen.add(state)
-                waiting.append(state)
-    return None, len(seen)
+        def issued(block, at, stores):
+            """After the stores and fences from ``at`` on: when they are issued makes no difference."""
+            program = programs[block]
+            while at < len(program) and program[at][0] in ("store", "fence"):
+                kind, place, value = program[at]
+                if kind == "store" or stores:
+                    stores = (*stores, (place, value) if kind == "store" else None)
+                at += 1
+            return at, stores
+
+        begun = [issued(block, 0, ()) for block in range(BLOCKS)]
+        empty = (EMPTY,) * len(places)
+        start = (tuple(at for at, _ in begun), empty, tuple(stores for _, stores in begun), (empty,) * BLOCKS)
+        seen, waiting = {start}, [start]
+        while waiting:
+            counters, memory, pending, read = waiting.pop()
+            successors = []
+            for block, (at, stores, own) in enumerate(zip(counters, pending, read, strict=True)):
+                unfenced = stores[: stores.index(None)] if None in stores else stores
+                for index, (place, value) in enumerate(unfenced):
+                    if any(place == earlier for earlier, _ in unfenced[:index]):
+                        continue
+                    rest = stores[:index] + stores[index + 1 :]
+                    rest = rest[1:] if rest[:1] == (None,) else rest
+                    changed = replaced(memory, places.index(place), value)
+                    successors.append((counters, changed, replaced(pending, block, rest), read))
+                for later, (kind, place, value) in enumerate(programs[block][at:]):
+                    if kind == "fence":
+                        break
+                    if kind == "store":
+                        continue
+                    index = places.index(place)
+                    found = own[index] if own[index] != EMPTY else memory[index]
+                    if later > 0:  # in advance; what is empty would be read again
+                        if found != own[index]:
+                            successors.append(
+                                (counters, memory, pending, replaced(read, block, replaced(own, index, found)))
+                            )
+                        continue
+                    if kind == "poll" and found == EMPTY:
+                        continue
+                    if kind == "poll" and found != value:
+                        return f"block {block} reads state {found} instead of {value}", len(seen)
+                    kept = replaced(own, index, found if kind == "load" else EMPTY)
+                    moved, added = issued(block, at + 1, stores)
+                    successors.append(
+                        (
+                            replaced(counters, block, moved),
+                            memory,
+                            replaced(pending, block, added),
+                            replaced(read, block, kept),
+                        )
+                    )
+            if not successors and any(at < len(program) for at, program in zip(counters, programs, strict=True)):
+                return "nobody can go on", len(seen)
+            for state in successors:
+                if state not in seen:
+                    seen.add(state)
+                    waiting.append(state)
+        return None, len(seen)
 
 
-# A slot may be used again 2F + 2 states later, with a fence every F steps. The kernels have F = 4 and 16 slots.
-@pytest.mark.parametrize(("slots", "steps_per_fence"), [(4, 1), (6, 2), (8, 3)])
-def test_every_order_of_stores_without_flags_is_right(slots, steps_per_fence):
-    error, states = _explore_data(None, slots, steps_per_fence)
+FENCES = [(F, apart) for F in (1, 2, 3) for apart in range(F)]
+CHUNKS = {"one_chunk": {"chunks": 1}, "loads_ahead": {"chunks": 2, "first_only": True}}
+
+
+def _slots_needed(chunks, steps_per_fence, apart):
+    """2F + 2 with a fence every F steps, and 2F + 3 with chunks loaded ahead, whichever steps the blocks fence in.
+
+    One less if all fence in the same step, but for F = 1. The kernels have F = 4 and 16 slots.
+    """
+    return 2 * steps_per_fence + 2 + (chunks == "loads_ahead") - (apart == 0 and steps_per_fence > 1)
+
+
+@pytest.mark.parametrize(("steps_per_fence", "apart"), FENCES)
+@pytest.mark.parametrize("chunks", CHUNKS)
+def test_every_order_of_loads_and_stores_without_flags_is_right(chunks, steps_per_fence, apart):
+    slots = _slots_needed(chunks, steps_per_fence, apart)
+    error, states = Data(slots, steps_per_fence, apart, **CHUNKS[chunks]).explore()
     assert error is None
     assert states > 1000
 
 
-@pytest.mark.parametrize(("slots", "steps_per_fence"), [(2, 1), (3, 2), (4, 3)])
-def test_some_order_of_stores_shows_that_slots_are_too_few_for_so_rare_fences(slots, steps_per_fence):
-    error, _ = _explore_data(None, slots, steps_per_fence)
+@pytest.mark.parametrize(("steps_per_fence", "apart"), FENCES)
+@pytest.mark.parametrize("chunks", CHUNKS)
+def test_some_order_shows_that_there_is_a_slot_too_few(chunks, steps_per_fence, apart):
+    slots = _slots_needed(chunks, steps_per_fence, apart) - 1
+    error, _ = Data(slots, steps_per_fence, apart, **CHUNKS[chunks]).explore()
     assert "instead of" in error
+
+
+def test_two_whole_chunks():
+    assert Data(5, 1, chunks=2).explore()[0] is None
+    assert "instead of" in Data(4, 1, chunks=2).explore()[0]
 
 
 DATA_FAULTS = {
@@ -177,8 +252,9 @@ DATA_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", DATA_FAULTS)
-def test_some_order_of_stores_shows_a_fault(fault):
-    error, _ = _explore_data(fault)
+@pytest.mark.parametrize("chunks", CHUNKS)
+def test_some_order_of_stores_shows_a_fault(chunks, fault):
+    error, _ = Data(5, 1, **CHUNKS[chunks], fault=fault).explore()
     assert DATA_FAULTS[fault] in error
 
 

@@ -66,8 +66,9 @@ struct Schedule {
 
   unsigned longest_burst;  // turns that one block gets before another one may run
   unsigned background, load,
-      elsewhere;  // at one in so many pauses effects become visible, another thread runs
-  unsigned late;  // one in so many effects comes as late as it may
+      elsewhere;       // at one in so many pauses effects become visible, another thread runs
+  unsigned late;       // one in so many effects comes as late as it may
+  unsigned slow_warp;  // of each block, rarely runs while others can; none if a block has not so many
 };
 
 class Machine {

@@ -11,7 +11,8 @@ Schedule::Schedule(Random& random)
       background(1u << random.below(5)),
       load(1u << random.below(4)),
       elsewhere(2u << random.below(6)),
-      late(4u << random.below(4)) {}
+      late(4u << random.below(4)),
+      slow_warp(random.below(16)) {}
 
 // A worker runs threads one after another without a switch, until one has to wait on the worker's stack.
 void Machine::work(Fiber& self) {
@@ -101,7 +102,13 @@ Thread* Machine::next() {
       Block& block = *focus_;
       if (block.unstarted.left() && (block.ready.empty() || random_.one_in(2)))
         return &block.threads[block.unstarted.next()];
-      std::swap(block.ready[random_.below(static_cast<unsigned>(block.ready.size()))], block.ready.back());
+      const auto any = [&] { return random_.below(static_cast<unsigned>(block.ready.size())); };
+      unsigned chosen = any();
+      // So that the other warps come to the next barrier before the slow one has left the last.
+      for (int tries = stalled() ? 0 : 16;
+           tries > 0 && block.ready[chosen]->thread / 32 == schedule_.slow_warp; --tries)
+        chosen = any();
+      std::swap(block.ready[chosen], block.ready.back());
       Thread* thread = block.ready.back();
       block.ready.pop_back();
       return thread;

@@ -1,4 +1,4 @@
-// The CUDA kernels for the host compiler, under a name that the build takes for C++.
+// The persistent kernels for the host compiler, under a name that the build takes for C++.
 #define FUSEDLSTM_EMULATED_DEVICE "emulation/device.h"
 #include "cuda/persistent.cu"
 #include "cuda/persistent_backward_bfloat16.cu"
@@ -8,5 +8,3 @@
 #include "cuda/persistent_forward_float16.cu"
 #include "cuda/persistent_forward_float32.cu"
 #include "cuda/persistent_setup.cu"
-#include "cuda/stepwise_backward.cu"
-#include "cuda/stepwise_forward.cu"
