@@ -34,7 +34,7 @@ struct Keep {
 };
 struct ForwardResults {
   Tensor y, h_n, c_n;                  // sequence of D*P columns, [D, N, P], [D, N, H]
-  std::optional<Tensor> cells, gates;  // sequences of D*H and D*4H, compute type   as far as they are kept
+  std::optional<Tensor> cells, gates;  // sequences of D*H and D*4H, as far as they are kept
 };
 struct RecomputedTensors {
   Tensor cells, gates;
@@ -78,12 +78,11 @@ inline Tensor prepare(const Tensor& tensor, ScalarType type) {
 inline std::optional<Tensor> prepare(const std::optional<Tensor>& tensor, ScalarType type) {
   return tensor ? std::optional(prepare(*tensor, type)) : std::nullopt;
 }
-inline OutputGradients prepare(const OutputGradients& grads, ScalarType io, ScalarType compute) {
-  return {prepare(grads.y, io), prepare(grads.h_n, io), prepare(grads.c_n, io),
-          prepare(grads.cells, compute)};
+inline OutputGradients prepare(const OutputGradients& grads, ScalarType io, ScalarType cells) {
+  return {prepare(grads.y, io), prepare(grads.h_n, io), prepare(grads.c_n, io), prepare(grads.cells, cells)};
 }
-inline SavedForBackward prepare(const SavedForBackward& saved, ScalarType io, ScalarType compute) {
-  return {prepare(saved.y, io), prepare(saved.cells, compute), prepare(saved.gates, compute)};
+inline SavedForBackward prepare(const SavedForBackward& saved, ScalarType io, ScalarType kept) {
+  return {prepare(saved.y, io), prepare(saved.cells, kept), prepare(saved.gates, kept)};
 }
 
 inline Sizes sizes_of(const LayerInputs& in) {
@@ -240,18 +239,18 @@ inline void check_outputs(const LayerInputs& in, const Tensor& y) {
   check_sequence("y", y, in, in.h0.size(0) * in.h0.size(2), in.x.scalar_type());
 }
 
-inline void check_backward(const LayerInputs& in, const OutputGradients& grads,
-                           const SavedForBackward& saved) {
+inline void check_backward(const LayerInputs& in, const OutputGradients& grads, const SavedForBackward& saved,
+                           ScalarType kept) {
   const auto& [T, N, I, H, P, D, S] = check_inputs(in);
-  const ScalarType type = in.x.scalar_type(), compute = compute_type(in.x);
+  const ScalarType type = in.x.scalar_type();
   const Device device = in.x.device();
   check_outputs(in, saved.y);
-  check_sequence("cells", saved.cells, in, D * H, compute);
-  check_sequence("gates", saved.gates, in, D * 4 * H, compute);
+  check_sequence("cells", saved.cells, in, D * H, kept);
+  check_sequence("gates", saved.gates, in, D * 4 * H, kept);
   if (grads.y) check_sequence("grad_y", *grads.y, in, D * P, type);
   if (grads.h_n) check_tensor("grad_h_n", *grads.h_n, {D, N, P}, type, device);
   if (grads.c_n) check_tensor("grad_c_n", *grads.c_n, {D, N, H}, type, device);
-  if (grads.cells) check_sequence("grad_cells", *grads.cells, in, D * H, compute);
+  if (grads.cells) check_sequence("grad_cells", *grads.cells, in, D * H, kept);
 }
 
 // Of a packed batch: where the entries of each step begin, S in the end, and the steps of each sequence.

@@ -1,6 +1,7 @@
 // The operators, once for every backend. They check their arguments; a backend computes. It is a struct with
-// three static functions:
+// four static functions:
 //
+//   ScalarType kept_type(const Tensor& x)   of cells and gates; how gates are written is the backend's affair
 //   ForwardResults forward(const LayerInputs&, Keep)
 //   RecomputedTensors recompute(const LayerInputs&, const Tensor& y)
 //   InputGradients backward(const LayerInputs&, const OutputGradients&, const SavedForBackward&,
@@ -33,10 +34,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward(
   const LayerInputs inputs{x, h0, c0, weights, lengths, resets, batch_sizes, allow_tf32};
   check_inputs(inputs);
   const ForwardResults out = Backend::forward(inputs, {keep_cells, keep_gates});
-  const auto or_empty = [&](const std::optional<Tensor>& kept) {
-    return kept ? *kept : allocate(x, {0}, compute_type(x));
-  };
-  return {out.y, out.h_n, out.c_n, or_empty(out.cells), or_empty(out.gates)};
+  const ScalarType type = Backend::kept_type(x);
+  return {out.y, out.h_n, out.c_n, out.cells ? *out.cells : allocate(x, {0}, type),
+          out.gates ? *out.gates : allocate(x, {0}, type)};
 }
 
 template <class Backend>
@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> lstm_backward(
   const LayerInputs inputs{x, h0, c0, weights, lengths, resets, batch_sizes, allow_tf32};
   const OutputGradients grads{grad_y, grad_h_n, grad_c_n, grad_cells};
   const SavedForBackward saved{y, cells, gates};
-  check_backward(inputs, grads, saved);
+  check_backward(inputs, grads, saved, Backend::kept_type(x));
   if (need_weights.size() != weights.size())
     fail("need_weights must have ", weights.size(), " entries, got ", need_weights.size());
   const InputGradients out = Backend::backward(inputs, grads, saved, {need_x, need_h0, need_weights});

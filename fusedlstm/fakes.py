@@ -8,6 +8,9 @@ from torch import Tensor
 
 from fusedlstm import errors
 
+# The types of devices on which a 16-bit layer keeps 16-bit gates and cell states (csrc/cuda/kept.cuh).
+narrow_devices = {"cuda"}
+
 
 def register() -> None:
     """Registers the fake kernels of the operators."""
@@ -61,7 +64,8 @@ def _recompute(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _kept(inputs: Sequence[Any], keep_cells: bool, keep_gates: bool) -> tuple[Tensor, Tensor]:
     x, _h0, c0, *_ = inputs
     D, _, H = c0.shape
-    dtype = torch.promote_types(x.dtype, torch.float32)  # of 16-bit layers too, cell states and gates are float32
+    narrow = x.device.type in narrow_devices
+    dtype = x.dtype if narrow else torch.promote_types(x.dtype, torch.float32)
 
     def sequence(columns: int, kept: bool) -> Tensor:
         empty: Tensor = x.new_empty((*x.shape[:-1], columns) if kept else (0,), dtype=dtype)

@@ -52,12 +52,12 @@ class Problem:
         entries = (s.T, s.N) if sizes is None else (int(sizes.sum()),)
         self.inputs = [values(*entries, s.I), values(*states), values(*states)]
         self.cotangents = [values(*entries, s.D * s.H), values(*states), values(*states)]
-        self.cotangents.append(values(*entries, s.D * s.H).float())
+        self.cotangents.append(values(*entries, s.D * s.H))
 
     def run(self, dtype=None):
         """By the operators; in another dtype if one is given."""
         inputs, weights = ([t.to(dtype or t.dtype) for t in tensors] for tensors in (self.inputs, self.weights))
-        grads = [t.to(dtype or t.dtype) for t in self.cotangents[:3]] + self.cotangents[3:]
+        grads = [t.to(dtype or t.dtype) for t in self.cotangents]
         layer = (*inputs, weights, *self.steps, inputs[0].dtype == torch.float32)
         y, h_n, c_n, cell, gates = torch.ops.fusedlstm.lstm_forward(*layer, True, True)
         rest = (y, cell, gates, True, True, [1] * len(weights))

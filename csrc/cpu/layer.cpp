@@ -249,6 +249,8 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
 }
 
 struct Backend {
+  static ScalarType kept_type(const Tensor& x) { return compute_type(x); }
+
   static ForwardResults forward(const LayerInputs& in, const Keep& keep) {
     const LayerCall call(in, Pass::forward);
     const auto& [T, N, I, H, P, D, S] = call.layer.size;

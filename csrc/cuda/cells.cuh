@@ -97,9 +97,9 @@ struct FastMath {
   static constexpr float kLog2E = 1.44269504f;
 };
 
-// Values of neighbouring units, moved in one access.
+// Values of neighbouring units, moved in accesses that are as wide as a thread's can be.
 template <class V, int kUnits>
-struct alignas(sizeof(V) * kUnits) Units {
+struct alignas(std::min<std::size_t>(sizeof(V) * kUnits, kAccessBytes)) Units {
   V at[kUnits];
 };
 
@@ -112,6 +112,20 @@ __device__ __forceinline__ void add(Units<C, kUnits>& sum, const void* base, int
   const auto part = load<kUnits, IO>(base, offset);
 #pragma unroll
   for (int u = 0; u < kUnits; ++u) sum.at[u] += widen(part.at[u]);
+}
+template <class IO, int kUnits>
+__device__ __forceinline__ auto widen(const Units<IO, kUnits>& units) {
+  Units<typename Compute<IO>::type, kUnits> wide;
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) wide.at[u] = widen(units.at[u]);
+  return wide;
+}
+template <class IO, class C, int kUnits>
+__device__ __forceinline__ Units<IO, kUnits> narrow(const Units<C, kUnits>& units) {
+  Units<IO, kUnits> out;
+#pragma unroll
+  for (int u = 0; u < kUnits; ++u) narrow(units.at[u], out.at[u]);
+  return out;
 }
 template <class V, int kUnits>
 __device__ __forceinline__ void store(void* base, int64_t offset, const Units<V, kUnits>& units) {

@@ -7,7 +7,7 @@ namespace fusedlstm::cuda {
 namespace {
 
 // Whether the device has taken the launch.
-bool try_persistent(const LayerCall& call, const Tensor& weight_hh, const Tensor& gates, bool keep_gates,
+bool try_persistent(const LayerCall& call, const Tensor& weight_hh, const Tensor& gates,
                     ForwardResults& out) {
   const Layer& layer = call.layer;
   const PersistentMemory memory(call, weight_hh);
@@ -22,7 +22,7 @@ bool try_persistent(const LayerCall& call, const Tensor& weight_hh, const Tensor
                              .h0 = call.layer.h0.data_ptr(),
                              .c0 = call.layer.c0.data_ptr(),
                              .gates = gates.data_ptr(),
-                             .keep_gates = keep_gates,
+                             .kept = pointer<void>(out.gates),
                              .cells = pointer<void>(out.cells),
                              .y = out.y.data_ptr(),
                              .h_n = h_n.data_ptr(),
@@ -36,8 +36,7 @@ bool try_persistent(const LayerCall& call, const Tensor& weight_hh, const Tensor
   return true;
 }
 
-void run_stepwise(const LayerCall& call, const Tensor& weight_hh, const Tensor& gates, bool keep_gates,
-                  ForwardResults& out) {
+void run_stepwise(const LayerCall& call, const Tensor& weight_hh, const Tensor& gates, ForwardResults& out) {
   const Layer& layer = call.layer;
   const auto& [T, N, I, H, P, D, S] = layer.size;
   const std::optional<Tensor> bias = call.bias_sum();
@@ -53,7 +52,7 @@ void run_stepwise(const LayerCall& call, const Tensor& weight_hh, const Tensor& 
                          .bias = pointer<void>(bias),
                          .recurrent = recurrent.data_ptr(),
                          .gates = gates.data_ptr(),
-                         .keep_gates = keep_gates,
+                         .kept = pointer<void>(out.gates),
                          .cells = pointer<void>(out.cells),
                          .c_t = c_t.data_ptr(),
                          .y = out.y.data_ptr(),
@@ -94,10 +93,10 @@ void run_stepwise(const LayerCall& call, const Tensor& weight_hh, const Tensor& 
 
 }  // namespace
 
-void run_forward_steps(const LayerCall& call, const Tensor& weight_hh, const Tensor& gates, bool keep_gates,
+void run_forward_steps(const LayerCall& call, const Tensor& weight_hh, const Tensor& gates,
                        ForwardResults& out) {
-  if (!call.persistent() || !try_persistent(call, weight_hh, gates, keep_gates, out))
-    run_stepwise(call, weight_hh, gates, keep_gates, out);
+  if (!call.persistent() || !try_persistent(call, weight_hh, gates, out))
+    run_stepwise(call, weight_hh, gates, out);
 }
 
 }  // namespace fusedlstm::cuda

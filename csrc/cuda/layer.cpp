@@ -130,29 +130,31 @@ void backward_of_nothing(const LayerCall& call, const OutputGradients& grads, co
 }
 
 struct Backend {
+  static ScalarType kept_type(const Tensor& x) { return x.scalar_type(); }
+
   static ForwardResults forward(const LayerInputs& in, const Keep& keep) {
     const LayerCall call(in, Pass::forward);
     const auto& [T, N, I, H, P, D, S] = call.layer.size;
     ForwardResults out;
     out.y = call.new_io(call.layer.sequence(D * P));
-    if (keep.cells) out.cells = call.new_compute(call.layer.sequence(D * H));
+    if (keep.cells) out.cells = call.new_io(call.layer.sequence(D * H));
     if (call.empty()) {
-      if (keep.gates) out.gates = call.new_compute(call.layer.sequence(D * 4 * H));
+      if (keep.gates) out.gates = call.new_io(call.layer.sequence(D * 4 * H));
       out.h_n = copied(call.layer.h0);
       out.c_n = copied(call.layer.c0);
       return out;
     }
     const Tensor gates = input_gates(call);
-    run_forward_steps(call, call.stacked(&Layer::weight_hh), gates, keep.gates, out);
-    if (keep.gates) out.gates = gates;
+    if (keep.gates) out.gates = call.kept_gates(gates);
+    run_forward_steps(call, call.stacked(&Layer::weight_hh), gates, out);
     return out;
   }
 
   static RecomputedTensors recompute(const LayerInputs& in, const Tensor& y) {
     const LayerCall call(in, Pass::backward);
     const auto& [T, N, I, H, P, D, S] = call.layer.size;
-    const Tensor cells = call.new_compute(call.layer.sequence(D * H));
-    if (call.empty()) return {cells, call.new_compute(call.layer.sequence(D * 4 * H))};
+    const Tensor cells = call.new_io(call.layer.sequence(D * H));
+    if (call.empty()) return {cells, call.new_io(call.layer.sequence(D * 4 * H))};
 
     const Tensor gates = input_gates(call), before = states_before(call, prepare(y, call.io));
     const Tensor weight_hh = call.stacked(&Layer::weight_hh);
@@ -173,18 +175,20 @@ struct Backend {
     ForwardArgs args{};
     args.size = call.kernel_sizes;
     args.bias = pointer<void>(bias);
+    const Tensor kept = call.kept_gates(gates);
     args.gates = gates.data_ptr();
+    args.kept = kept.data_ptr();
     args.cells = cells.data_ptr();
     args.c_t = c_t.data_ptr();
     recompute_cells(args, call.type(), call.plan.stepwise, call.stream());
-    return {cells, gates};
+    return {cells, kept};
   }
 
   static InputGradients backward(const LayerInputs& in, const OutputGradients& given_grads,
                                  const SavedForBackward& given_saved, const NeededGradients& needed) {
     const LayerCall call(in, Pass::backward);
-    const OutputGradients grads = prepare(given_grads, call.io, call.compute);
-    const SavedForBackward saved = prepare(given_saved, call.io, call.compute);
+    const OutputGradients grads = prepare(given_grads, call.io, call.io);
+    const SavedForBackward saved = prepare(given_saved, call.io, call.io);
     // What is not needed is returned empty; each a tensor of its own, as outputs of an operator must be.
     InputGradients out{call.new_io({0}), call.new_io({0}), {}, {}};
     for (size_t i = 0; i < call.layer.weights.size(); ++i) out.weights.push_back(call.new_io({0}));

@@ -125,6 +125,10 @@ Tensor LayerCall::new_compute(Shape shape) const {
   return allocate(layer.x, shape, compute);
 }
 
+Tensor LayerCall::kept_gates(const Tensor& inputs) const {
+  return io == compute ? inputs : new_io(inputs.sizes());
+}
+
 Tensor LayerCall::stacked(const Tensor& (Layer::*weight)(int64_t) const) const {
   const Tensor& first = (layer.*weight)(0);
   if (layer.size.directions == 1) return first;

@@ -48,6 +48,8 @@ struct LayerCall {
   }
   Tensor new_io(Shape shape) const;
   Tensor new_compute(Shape shape) const;
+  // For the gates that the backward pass reads: the memory of `inputs`, what they are made of, or their own.
+  Tensor kept_gates(const Tensor& inputs) const;
 
   // One weight of all directions below each other, so that one product takes them. A single direction's is
   // not copied.

@@ -28,14 +28,14 @@ struct PersistentForwardArgs {
   const void* weights;     // W_hh by pack_weights
   const void* bias_ih[2];  // [4H] io of each direction; null without biases
   const void* bias_hh[2];
-  const void* h0;   // [D, N, H] io
-  const void* c0;   // [D, N, H] io
-  void* gates;      // [S, D, 4H] compute  product of the input and W_ih
-  bool keep_gates;  // whether the activated gates take their place
-  void* cells;      // [S, D, H] compute   written; null: not wanted
-  void* y;          // [S, D, H] io        written; zero past a row's length
-  void* h_n;        // [D, N, H] io           written
-  void* c_n;        // [D, N, H] io           written
+  const void* h0;     // [D, N, H] io
+  const void* c0;     // [D, N, H] io
+  const void* gates;  // [S, D, 4H] compute  product of the input and W_ih
+  void* kept;   // written: the activated gates, zero past a row's length; may be `gates`; null: not wanted
+  void* cells;  // [S, D, H] io        written; null: not wanted
+  void* y;      // [S, D, H] io        written; zero past a row's length
+  void* h_n;    // [D, N, H] io           written
+  void* c_n;    // [D, N, H] io           written
 };
 
 struct PersistentBackwardArgs {
@@ -43,10 +43,10 @@ struct PersistentBackwardArgs {
   PersistentPlan plan;
   Exchange exchange;
   const void* weights;     // W_hh by pack_weights
-  const void* gates;       // [S, D, 4H] compute  activated
-  const void* cells;       // [S, D, H] compute
+  const void* gates;       // activated, as in kept.cuh
+  const void* cells;       // [S, D, H] io
   const void* c0;          // [D, N, H] io
-  const void* grad_cells;  // [S, D, H] compute   of every cell state; may be null (zero)
+  const void* grad_cells;  // [S, D, H] io        of every cell state; may be null (zero)
   const void* grad_y;      // [S, D, H] io        may be null (zero)
   const void* grad_h_n;    // [D, N, H] io           may be null (zero)
   const void* grad_c_n;    // [D, N, H] io           may be null (zero)

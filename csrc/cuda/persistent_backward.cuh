@@ -2,6 +2,7 @@
 // exchange the gradients of the gates, which are the state here.
 #pragma once
 
+#include "kept.cuh"
 #include "lane_cells.cuh"
 #include "persistent.cuh"
 #include "products.cuh"
@@ -63,18 +64,18 @@ class Backward {
     if (!cell.at.active) return cell;
     const int64_t H = args_.size.hidden, state = cells_.state_row(chunk, quad) + cells_.unit(quad);
     const int further = cells_.further_row(quad) + cells_.unit(quad);
-    const auto* const gate =
-        static_cast<const float*>(args_.gates) + 4 * (row + cells_.further_row(quad)) + cells_.unit(quad);
-    const auto* const c_t = static_cast<const float*>(args_.cells) + further;
+    const auto gates =
+        kept_gates<IO, float, 1>(args_.gates, row + cells_.further_row(quad), H, cells_.unit(quad));
+    const auto* const c_t = static_cast<const IO*>(args_.cells) + further;
     float c_before = 0;
-    if (!cell.at.first && !cell.at.enters) c_before = c_t[cells_.sequence_row(step - 1, chunk)];
+    if (!cell.at.first && !cell.at.enters) c_before = widen(c_t[cells_.sequence_row(step - 1, chunk)]);
     if (cell.at.first && !cell.at.enters) c_before = widen(static_cast<const IO*>(args_.c0)[state]);
     if (args_.grad_y) cell.grad_h_t = widen(static_cast<const IO*>(args_.grad_y)[row + further]);
     if (args_.grad_h_n && cell.at.last) cell.grad_h_t += widen(static_cast<const IO*>(args_.grad_h_n)[state]);
     if (args_.grad_cells)
-      cells_.state(chunk, quad) += static_cast<const float*>(args_.grad_cells)[row + further];
-    cell.derivative = cell_derivative<FastMath>(Gates<float>{gate[0], gate[H], gate[2 * H], gate[3 * H]},
-                                                c_before, c_t[row]);
+      cells_.state(chunk, quad) += widen(static_cast<const IO*>(args_.grad_cells)[row + further]);
+    cell.derivative = cell_derivative<FastMath>(
+        Gates<float>{gates.i.at[0], gates.f.at[0], gates.g.at[0], gates.o.at[0]}, c_before, widen(c_t[row]));
     return cell;
   }
 

@@ -1,6 +1,7 @@
 // All steps of a layer forward in one launch. A block holds the rows of W_hh for all four gates of its units.
 #pragma once
 
+#include "kept.cuh"
 #include "lane_cells.cuh"
 #include "persistent.cuh"
 #include "products.cuh"
@@ -106,7 +107,10 @@ class Forward {
     }
     cell.gates = gather_gates(own);
     cell.c_t = cell.h = 0;
-    if (!cell.at.active) return;
+    if (!cell.at.active) {
+      cell.gates = {};
+      return;
+    }
     float& c_t = cells_.state(chunk, quad);
     c_t = cell.c_t = next_cell(cell.gates, cell.at.enters ? 0.0f : c_t);
     cell.h = hidden_state<FastMath>(cell.gates, c_t);
@@ -131,13 +135,11 @@ class Forward {
     IO output;
     narrow(cell.h, output);
     static_cast<IO*>(args_.y)[row + unit] = output;
-    if (args_.cells) static_cast<float*>(args_.cells)[row + unit] = cell.c_t;
-    if (!cell.at.active) return;
-    if (args_.keep_gates) {
-      float* const gate = static_cast<float*>(args_.gates) + 4 * row + unit;
-      gate[0] = cell.gates.i, gate[H] = cell.gates.f, gate[2 * H] = cell.gates.g, gate[3 * H] = cell.gates.o;
-    }
-    if (!cell.at.last) return;
+    if (args_.cells) narrow(cell.c_t, static_cast<IO*>(args_.cells)[row + unit]);
+    if (args_.kept)
+      keep_gates<IO>(args_.kept, row, H, unit,
+                     GateUnits<float, 1>{{cell.gates.i}, {cell.gates.f}, {cell.gates.g}, {cell.gates.o}});
+    if (!cell.at.active || !cell.at.last) return;
     const int64_t state = cells_.state_row(chunk, quad) + unit;
     static_cast<IO*>(args_.h_n)[state] = output;
     narrow(cell.c_t, static_cast<IO*>(args_.c_n)[state]);

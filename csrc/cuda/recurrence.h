@@ -6,9 +6,9 @@
 
 namespace fusedlstm::cuda {
 
-// Runs all steps. `gates` [S, D*4H] compute holds the input's share of the gates, and afterwards the
-// activated gates if they are kept; y and, if kept, the cells in `out` are written, h_n and c_n are made.
-void run_forward_steps(const LayerCall& call, const Tensor& weight_hh, const Tensor& gates, bool keep_gates,
+// Runs all steps. `gates` [S, D*4H] compute holds the input's share of the gates; y and, as far as they are
+// kept, the cells and gates in `out` are written, h_n and c_n are made.
+void run_forward_steps(const LayerCall& call, const Tensor& weight_hh, const Tensor& gates,
                        ForwardResults& out);
 
 // What the backward recurrence leaves to the products over all steps.

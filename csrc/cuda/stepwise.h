@@ -19,9 +19,9 @@ struct ForwardArgs {
   KernelSizes size;
   const void* bias;       // [D, 4H] compute        sum of both biases; null without biases
   const void* recurrent;  // [D, N, 4H] compute     product of the state before this step and W_hh
-  void* gates;            // [S, D, 4H] compute  product of the input and W_ih
-  bool keep_gates;        // whether the activated gates replace it
-  void* cells;            // [S, D, H] compute   written; may be null (not wanted)
+  const void* gates;      // [S, D, 4H] compute  product of the input and W_ih
+  void* kept;             // written: the activated gates, zero past a row's length; may be `gates`, or null
+  void* cells;            // [S, D, H] io        written; may be null (not wanted)
   void* c_t;              // [D, N, H] compute      cell state before the step, replaced by that after it
   void* y;                // [S, D, P] io        written; zero past a row's length
   // The hidden state before the step. Without a projection it is replaced by that after the step. With one it
@@ -33,10 +33,10 @@ struct ForwardArgs {
 
 struct BackwardArgs {
   KernelSizes size;
-  const void* gates;       // [S, D, 4H] compute  activated
-  const void* cells;       // [S, D, H] compute
+  const void* gates;       // activated, as in kept.cuh
+  const void* cells;       // [S, D, H] io
   const void* c0;          // [D, N, H] io
-  const void* grad_cells;  // [S, D, H] compute   of every cell state; may be null (zero)
+  const void* grad_cells;  // [S, D, H] io        of every cell state; may be null (zero)
   const void* grad_y;      // [S, D, P] io        may be null (zero); null with a projection
   const void* grad_h_n;    // [D, N, P] io           may be null (zero); null with a projection
   const void* grad_h_t;    // [D, N, H] compute      passed back by the next step; may be null (zero)

@@ -1,5 +1,5 @@
 // Cells backward, one launch for each step: gradients of the gates and of the cell state before the step.
-#include "cells.cuh"
+#include "kept.cuh"
 #include "stepwise.h"
 
 namespace fusedlstm::cuda {
@@ -28,20 +28,20 @@ __global__ void __launch_bounds__(kStepwiseThreads, Traits::kBlocks)
     return;
   }
 
-  const auto gates = load_gates<kUnits, C>(args.gates, gate, H);
-  const auto c_t = load<kUnits, C>(args.cells, sequence);
+  const auto gates = kept_gates<IO, C, kUnits>(args.gates, sequence - at.unit, H, at.unit);
+  const auto c_t = widen(load<kUnits, IO>(args.cells, sequence));
   auto grad_c_t = load<kUnits, C>(args.grad_c_t, state);
   Units<C, kUnits> c_prev{}, grad_h{};
   if (at.first && !at.enters) {
     add<IO>(c_prev, args.c0, state);
   } else if (!at.enters) {
-    c_prev = load<kUnits, C>(args.cells, at.sequence_row(size, at.d ? at.t + 1 : at.t - 1) * H + at.unit);
+    add<IO>(c_prev, args.cells, at.sequence_row(size, at.d ? at.t + 1 : at.t - 1) * H + at.unit);
   }
   // In rows without a next step the product with W_hh was one with zeros: NaN if a weight is not finite.
   if (args.grad_h_t && (at.continues || args.unprojected)) grad_h = load<kUnits, C>(args.grad_h_t, state);
   if (args.grad_y) add<IO>(grad_h, args.grad_y, sequence);
   if (args.grad_h_n && at.last) add<IO>(grad_h, args.grad_h_n, state);
-  if (args.grad_cells) add<C>(grad_c_t, args.grad_cells, sequence);
+  if (args.grad_cells) add<IO>(grad_c_t, args.grad_cells, sequence);
 
   GateUnits<IO, kUnits> grad_gates;
   Units<IO, kUnits> h;

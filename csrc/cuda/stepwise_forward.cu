@@ -1,6 +1,6 @@
 // Cells forward: gates from both products and the biases, then cell and hidden state. One launch for each
 // step in the forward pass, one for all steps in a recomputation, where the hidden states are known.
-#include "cells.cuh"
+#include "kept.cuh"
 #include "stepwise.h"
 
 namespace fusedlstm::cuda {
@@ -56,17 +56,18 @@ __global__ void __launch_bounds__(kStepwiseThreads, Traits::kBlocks)
       store_projected<IO>(args, step, at.row, output, at.active);
   if (step == size.steps) return;
 
-  const int64_t sequence = at.sequence_row(size, at.t) * H + at.unit, state = at.row * H + at.unit;
+  const int64_t row = at.sequence_row(size, at.t) * H, sequence = row + at.unit;
+  const int64_t state = at.row * H + at.unit;
   if (!at.active) {
     if (args.unprojected) store(args.unprojected, state, Units<IO, kUnits>{});
     if (!at.has_entry) return;
     if (!args.unprojected) store(args.y, sequence, Units<IO, kUnits>{});
-    if (args.cells) store(args.cells, sequence, Units<C, kUnits>{});
+    if (args.cells) store(args.cells, sequence, Units<IO, kUnits>{});
+    if (args.kept) keep_gates<IO>(args.kept, row, H, at.unit, GateUnits<C, kUnits>{});
     return;
   }
 
-  const int64_t gate = 4 * (sequence - at.unit) + at.unit;
-  GateUnits<C, kUnits> gates = load_gates<kUnits, C>(args.gates, gate, H);
+  GateUnits<C, kUnits> gates = load_gates<kUnits, C>(args.gates, 4 * row + at.unit, H);
   if (args.bias) add_gates(gates, args.bias, 4 * at.d * H + at.unit, H);
   Units<C, kUnits> c_t{};
   if (!at.enters) {
@@ -76,8 +77,8 @@ __global__ void __launch_bounds__(kStepwiseThreads, Traits::kBlocks)
   const Units<IO, kUnits> h = update_cells<IO>(gates, c_t);
 
   store(args.c_t, state, c_t);
-  if (args.keep_gates) store_gates(args.gates, gate, H, gates);
-  if (args.cells) store(args.cells, sequence, c_t);
+  if (args.kept) keep_gates<IO>(args.kept, row, H, at.unit, gates);
+  if (args.cells) store(args.cells, sequence, narrow<IO>(c_t));
   if (args.unprojected) {
     store(args.unprojected, state, h);
   } else {
@@ -91,6 +92,7 @@ __global__ void __launch_bounds__(kStepwiseThreads, Traits::kBlocks)
 template <class Traits>
 __global__ void __launch_bounds__(kStepwiseThreads, Traits::kBlocks / 2)
     lstm_recompute_kernel(const ForwardArgs args) {
+  using IO = typename Traits::IO;
   using C = typename Traits::C;
   constexpr int kUnits = Traits::kUnits;
   const KernelSizes& size = args.size;
@@ -100,18 +102,19 @@ __global__ void __launch_bounds__(kStepwiseThreads, Traits::kBlocks / 2)
   Units<C, kUnits> c_t = load<kUnits, C>(args.c_t, at.row * H + at.unit);
   for (int64_t step = 0; step < size.steps; ++step) {
     at = cell_at(size, step, at.row, at.unit);
-    const int64_t sequence = at.sequence_row(size, at.t) * H + at.unit;
+    if (!at.has_entry) continue;
+    const int64_t row = at.sequence_row(size, at.t) * H, sequence = row + at.unit;
     if (!at.active) {
-      if (at.has_entry) store(args.cells, sequence, Units<C, kUnits>{});
+      store(args.cells, sequence, Units<IO, kUnits>{});
+      keep_gates<IO>(args.kept, row, H, at.unit, GateUnits<C, kUnits>{});
       continue;
     }
-    const int64_t gate = 4 * (sequence - at.unit) + at.unit;
-    GateUnits<C, kUnits> gates = load_gates<kUnits, C>(args.gates, gate, H);
+    GateUnits<C, kUnits> gates = load_gates<kUnits, C>(args.gates, 4 * row + at.unit, H);
     if (args.bias) add_gates(gates, args.bias, 4 * at.d * H + at.unit, H);
     if (at.enters) c_t = {};
-    update_cells<typename Traits::IO>(gates, c_t);
-    store_gates(args.gates, gate, H, gates);
-    store(args.cells, sequence, c_t);
+    update_cells<IO>(gates, c_t);
+    keep_gates<IO>(args.kept, row, H, at.unit, gates);
+    store(args.cells, sequence, narrow<IO>(c_t));
   }
 }
 

@@ -11,7 +11,7 @@ namespace fusedlstm::cuda {
 
 enum class Type { float32, float64, float16, bfloat16 };
 
-// Gates and cell states of 16-bit types are float32.
+// A step computes gates and cell states of 16-bit types in float32.
 constexpr int64_t compute_bytes(Type type) {
   return type == Type::float64 ? 8 : 4;
 }
