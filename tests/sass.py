@@ -106,7 +106,8 @@ class Step:
 def step(kernel: Kernel) -> Step | None:
     """Of the first quad of a chunk without lengths and resets.
 
-    None if no path from the barrier to the store has the work on cells, or if there is a loop between them. The store
+    None if no path from the barrier to the store has the work on cells, or if there is a loop between them, or another
+    barrier. The store
     is the first one after the barrier that other blocks can see. Others follow: later quads, words that are cleared,
     the flag.
     """
@@ -166,10 +167,10 @@ def _barriers_after_products(code: dict[int, str], successors: Graph) -> list[in
 
 
 def _paths(code: dict[int, str], successors: Graph, barrier: int, store: int) -> Graph:
-    """All paths from the barrier to the store without another barrier or a product, and none through the next step."""
+    """All paths from the barrier to the store without another barrier, and none through the next step."""
 
     def ends(at: int) -> bool:
-        return at <= barrier or at == store or _is_barrier(code[at]) or "HMMA" in code[at]
+        return at <= barrier or at == store or _is_barrier(code[at])
 
     after = _reachable(successors, [barrier], ends)
     inside = {at for at in after if at in (barrier, store) or not ends(at)}

@@ -117,7 +117,7 @@ def _total():
     return [f"LDS R{i}, [R0]" for i in range(8)]
 
 
-def _step_of(of_pass, work=0, cells=1):
+def _step_of(of_pass, work=0, cells=1, signal="data"):
     """A step with a barrier, cells and a publication, the prologue before it, cleared words and a flag after it.
 
     A list within the instructions is left out by warps without what it is for. `work` is how many more instructions a
@@ -134,8 +134,10 @@ def _step_of(of_pass, work=0, cells=1):
     else:
         updates = [_total(), *[cell] * cells]
     publication = [["STG.E.STRONG.GPU [R4], R7"]]
-    before = ["BAR.SYNC 0x0", *publication, "BAR.SYNC 0x0", "HMMA.16816.F32.BF16 R4, R4, R8, R4", "BAR.SYNC 0x0"]
-    after = [["STG.E.STRONG.GPU [R4], R8"], "BAR.SYNC 0x0", ["STG.E.STRONG.GPU [R5], R9"], "BRA 0x40"]
+    products = [["HMMA.16816.F32.BF16 R4, R4, R8, R4", "BAR.SYNC 0x0"]]  # the first step backward has none
+    before = ["BAR.SYNC 0x0", *publication, "BAR.SYNC 0x0", *products]
+    flag = ["BAR.SYNC 0x0", ["STG.E.STRONG.GPU [R5], R9"]] if signal == "flag" else []
+    after = [["STG.E.STRONG.GPU [R4], R8"], *flag, "BRA 0x40"]
     lines = _flat([*before, *updates, *publication, *after])
     code = "".join(f"        /*{16 * at:04x}*/   {line} ;  /* 0x0000 */\n" for at, line in enumerate(lines))
     return f"code for sm_80\n  Function : lstm_{of_pass}_persistent_kernel\n{code}"
@@ -165,8 +167,9 @@ def _steps(text):
         ("backward", (1 + 8 + 1 + 2 + 2, 1 + 8 + 1 + 2 + 2, 1 + 8 + 1 + 2 + 2)),
     ],
 )
-def test_the_instructions_of_a_step_are_counted(of_pass, counts):
-    (step,) = _steps(_step_of(of_pass))
+@pytest.mark.parametrize("signal", ["data", "flag"])
+def test_the_instructions_of_a_step_are_counted(of_pass, counts, signal):
+    (step,) = _steps(_step_of(of_pass, signal=signal))
     assert (step.one_tile, step.quad, step.all_paths) == counts
 
 
@@ -197,8 +200,19 @@ def test_without_a_path_there_is_no_step(of_pass, needed):
 
 def test_with_a_loop_before_the_publication_there_is_no_step():
     text = _step_of("backward", work=1)
-    assert _steps(text.replace("FFMA R9, R9, R9, R9", "@P1 BRA 0x70")) == [None]
-    assert _steps(text.replace("FFMA R9, R9, R9, R9", "@P1 BRA 0x140")) != [None]
+    assert _steps(text.replace("FFMA R9, R9, R9, R9", "@P1 BRA 0x80")) == [None]
+    assert _steps(text.replace("FFMA R9, R9, R9, R9", "@P1 BRA 0x150")) != [None]
+
+
+def test_with_another_barrier_there_is_no_step():
+    assert _steps(_step_of("backward", work=1).replace("FFMA R9, R9, R9, R9", "BAR.SYNC 0x0")) == [None]
+
+
+def test_where_lanes_would_have_diverged_is_not_counted():
+    text = _step_of("backward", work=4)
+    for line in ("BRA.DIV UR4, 0x150", "BRA 0x160"):
+        text = text.replace("FFMA R9, R9, R9, R9", line, 1)
+    assert _steps(text)[0].all_paths == _steps(_step_of("backward", work=3))[0].all_paths
 
 
 def test_work_on_cells_that_warps_may_leave_out_is_counted():
@@ -209,20 +223,20 @@ def test_work_on_cells_that_warps_may_leave_out_is_counted():
 @pytest.mark.parametrize(
     ("branch", "found"),
     [
-        ("@P0 BRA P1, 0x140", True),
-        ("BRA.U !UP0, 0x140", True),
-        ("BRA.CONV ~URZ, 0x140", True),
-        ("BRA.DIV UR4, 0x140", True),
-        ("BRA 0x140", False),
-        ("CALL.REL.NOINC 0x140", False),
+        ("@P0 BRA P1, 0x150", True),
+        ("BRA.U !UP0, 0x150", True),
+        ("BRA.CONV ~URZ, 0x150", True),
+        ("BRA.DIV UR4, 0x150", True),
+        ("BRA 0x150", False),
+        ("CALL.REL.NOINC 0x150", False),
         ("EXIT", False),
         ("@P0 EXIT", True),
     ],
 )
 def test_a_path_goes_on_after_a_condition(branch, found):
     text = _step_of("backward")
-    assert text.count("@P0 BRA 0x140") == 1
-    assert (_steps(text.replace("@P0 BRA 0x140", branch)) != [None]) == found
+    assert text.count("@P0 BRA 0x150") == 1
+    assert (_steps(text.replace("@P0 BRA 0x150", branch)) != [None]) == found
 
 
 def _copy(statement):
