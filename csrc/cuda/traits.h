@@ -73,7 +73,7 @@ constexpr int kMaxTiles = 2 * kQuadTiles;
 // Fragments of weights in registers beside `k_blocks` of the state; the others are in shared memory. With one
 // more, some kernel spills on some architecture.
 constexpr int register_fragments_beside(Pass pass, int k_blocks) {
-  if (pass == Pass::forward) return k_blocks > 6 ? 10 : k_blocks > 4 ? 9 : k_blocks > 2 ? 10 : 13;
+  if (pass == Pass::forward) return k_blocks > 6 ? 9 : k_blocks > 4 ? 8 : k_blocks > 2 ? 10 : 13;
   return k_blocks > 16 ? 8 : k_blocks > 8 ? 7 : 10;
 }
 
