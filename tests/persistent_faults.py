@@ -75,21 +75,19 @@ MULTIPLIED = {
     "total_of_one_row_of_two": Fault(PRODUCTS, "row % 2 * kOddRow", "0 * kOddRow"),
     "total_of_the_first_rows": Fault(PRODUCTS, "row / 2 * kUnitOctet", "row / 4 * kUnitOctet"),
     "total_without_a_warp": Fault(PRODUCTS, "(of(6) + of(7))", "of(6)"),
-    "words_of_another_row_tile": Fault(PRODUCTS, "return words[i + further][k_block]", "return words[i][k_block]"),
-    "loads_one_row_tile": Fault(
-        PRODUCTS, "(state_index, first_tile + i, words[i])", "(state_index, first_tile, words[i])"
-    ),
+    "words_of_another_row_tile": Fault(PRODUCTS, "return words[i + further][k]", "return words[i][k]"),
+    "loads_one_row_tile": Fault(PRODUCTS, "(state_index, row_tile + i, words_", "(state_index, row_tile, words_"),
     "data_no_poll": Fault(
         PRODUCTS,
-        "ring.template poll<kStage * kCount>(state_index, at + i + further, words[i + further]);",
+        "ring_.template poll<kStage * kCount, kCount, kAtOnce>(state_index, first_tile + tile + i, k_block);",
         ";",
         strategy=DATA,
     ),
     "data_polls_another_row_tile": Fault(
-        PRODUCTS, "(state_index, at + i + further, words", "(state_index, at + i, words", strategy=DATA
+        EXCHANGE, "first + tile * (kRowTileWords", "first + 0 * tile * (kRowTileWords", strategy=DATA
     ),
     "data_polls_a_chunk_too_far": Fault(
-        PRODUCTS, "at = first_tile + tile", "at = first_tile + tile + row_tiles", strategy=DATA
+        PRODUCTS, "first_tile + tile + i, k_block", "first_tile + tile + i + row_tiles_, k_block", strategy=DATA
     ),
 }
 
@@ -104,16 +102,16 @@ PLACED = {
         CELLS, "chunk.row) * static_cast<int>(size_.directions)", "chunk.row) * 1"
     ),
     "sequence_row_of_another_step": Fault(CELLS, "slice_.d ? T - 1 - step : step", "slice_.d ? step : T - 1 - step"),
-    "further_row_without_directions": Fault(CELLS, "place.row * static_cast<int>(size_.directions) *", "place.row *"),
-    "further_row_of_the_first_tile": Fault(CELLS, "return place.row *", "return 0 * place.row *"),
+    "further_row_without_directions": Fault(CELLS, "cell.row * static_cast<int>(size_.directions) *", "cell.row *"),
+    "further_row_of_the_first_tile": Fault(CELLS, "return cell.row *", "return 0 * cell.row *"),
     "state_row_of_the_first_tile": Fault(
-        CELLS, "chunk.row + place_[quad].row) * size_.hidden", "chunk.row) * size_.hidden"
+        CELLS, "chunk.row + cell_[quad].row) * size_.hidden", "chunk.row) * size_.hidden"
     ),
     "word_of_another_warps_row": Fault(
-        CELLS, "(place.row / kRowTile, warp_index(),", "(place.row / kRowTile, warp_index() ^ 1,"
+        CELLS, "(cell.row / kRowTile, warp_index(),", "(cell.row / kRowTile, warp_index() ^ 1,"
     ),
     "data_word_of_another_warps_row": Fault(
-        CELLS, "(place.row / kRowTile, warp_index(),", "(place.row / kRowTile, warp_index() ^ 1,", strategy=DATA
+        CELLS, "(cell.row / kRowTile, warp_index(),", "(cell.row / kRowTile, warp_index() ^ 1,", strategy=DATA
     ),
     "word_of_the_first_quad": Fault(
         CELLS, "chunk.first_tile) + word_[quad], publishes", "chunk.first_tile) + word_[0], publishes"
@@ -162,9 +160,9 @@ FORWARDS = {
         FORWARD, "gate_inputs_[(quad * kQuadTiles + j)", "gate_inputs_[(0 * quad + j)"
     ),
     "forward_active_by_another_tile": Fault(FORWARD, "cell.at.active), j * kUnitOctet)", "cell.at.active), 0)"),
-    "forward_input_of_one_row_tile": Fault(FORWARD, "4 * cells_.further_row(place) + gate", "gate"),
+    "forward_input_of_one_row_tile": Fault(FORWARD, "4 * cells_.further_row(cell) + gate", "gate"),
     "forward_first_h_by_step": Fault(FORWARD, "if (at.active && at.first)", "if (at.active && step == 0)"),
-    "forward_first_c_is_overwritten": Fault(FORWARD, "if (!cell.at.active) return;\n    float& c_t", "float& c_t"),
+    "forward_first_c_is_overwritten": Fault(FORWARD, "cell.gates = {};\n      return;", "cell.gates = {};"),
     "forward_c_ignores_enters": Fault(FORWARD, "cell.at.enters ? 0.0f : c_t", "c_t"),
     "forward_h_ignores_enters": Fault(FORWARD, "at.active && !at.enters ? h", "at.active ? h"),
     "forward_publishes_by_this_step": Fault(
@@ -187,17 +185,15 @@ FORWARDS = {
         FORWARD, AHEAD, "chunk.first_tile + plan.row_tiles_per_chunk", strategy=DATA
     ),
     "forward_data_loads_the_same_step_ahead": Fault(
-        FORWARD, "state.load(ring, step + ends,", "state.load(ring, step,", strategy=DATA
+        FORWARD, "state.load(step + ends,", "state.load(step,", strategy=DATA
     ),
-    "forward_data_first_load_left_out": Fault(
-        FORWARD, "if (loads_ahead) state.load(ring, 0, 0, plan.row_tiles_per_chunk);\n", "", strategy=DATA
-    ),
+    "forward_data_first_load_left_out": Fault(FORWARD, "if (loads_ahead) state.load(0, 0);\n", "", strategy=DATA),
 }
 
 BACKWARDS = {
     "backward_no_barrier_after_the_products": Fault(BACKWARD, "if (done > 0) " + BARRIER, ""),
     "backward_no_barrier_before_the_flag": Fault(BACKWARD, "        " + BARRIER, ""),
-    "backward_old_gradients": Fault(BACKWARD, "state.load(ring, done - 1,", "state.load(ring, done,"),
+    "backward_old_gradients": Fault(BACKWARD, "state.load(done - 1,", "state.load(done,"),
     "backward_total_of_another_warps_row": Fault(
         BACKWARD, "partials.total(tile, warp_index())", "partials.total(tile, warp_index() ^ 1)"
     ),
@@ -249,7 +245,7 @@ BACKWARDS = {
         BACKWARD, AHEAD, "chunk.first_tile + plan.row_tiles_per_chunk", strategy=DATA
     ),
     "backward_data_loads_the_same_step_ahead": Fault(
-        BACKWARD, "state.load(ring, done + ends - 1,", "state.load(ring, done - 1 + (done == 0),", strategy=DATA
+        BACKWARD, "state.load(done + ends - 1,", "state.load(done - 1 + (done == 0),", strategy=DATA
     ),
     "backward_data_first_load_left_out": Fault(
         BACKWARD, "loads_ahead && done + ends > 0", "loads_ahead && done > 0", strategy=DATA
