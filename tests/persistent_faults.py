@@ -236,8 +236,8 @@ BACKWARDS = {
     "backward_data_one_buffer": Fault(BACKWARD, "buffer ^= 1;", "", strategy=DATA),
     "backward_data_reads_the_other_buffer": Fault(
         BACKWARD,
-        "partials.total(tile,",
-        "Partials(partial_sums + (buffer ^ 1) * Layout::partials(plan)).total(tile,",
+        "backward.update(partials,",
+        "backward.update(Partials(partial_sums + (buffer ^ 1) * Layout::partials(plan)),",
         strategy=DATA,
     ),
     "backward_data_loads_the_same_chunk_ahead": Fault(BACKWARD, AHEAD, "ends ? 0 : chunk.first_tile", strategy=DATA),

@@ -159,11 +159,11 @@ DIVISIONS = {
         lambda plan, shape: plan.chunks > 1,
     ),
     "several_chunks_with_lengths_and_resets": (
-        Shape(6, 49, 36, D=2, lengths=True, resets=True, multiprocessors=6),
+        Shape(6, 49, 68, D=2, lengths=True, resets=True, multiprocessors=6),
         lambda plan, shape: plan.chunks > 1 and plan.members > 1,
     ),
     "several_chunks_packed": (
-        Shape(6, 49, 36, D=2, packed=True, multiprocessors=6),
+        Shape(6, 49, 68, D=2, packed=True, multiprocessors=6),
         lambda plan, shape: plan.chunks > 1 and plan.members > 1,
     ),
     "two_quads": (
@@ -175,7 +175,7 @@ DIVISIONS = {
         lambda plan, shape: plan.quads == 2 and plan.octets * plan.row_tiles_per_chunk < 8,
     ),
     "last_chunk_with_fewer_row_tiles": (
-        Shape(4, 49, 36, multiprocessors=3),
+        Shape(4, 49, 68, multiprocessors=3),
         lambda plan, shape: plan.groups == 1 and plan.chunks > 1 and _row_tiles(shape) % plan.row_tiles_per_chunk,
     ),
     "last_group_with_fewer_chunks": (
