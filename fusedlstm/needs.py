@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-# The last graph task in which autograd.grad() was found to ask for leaves, and the ids of those leaves.
-_captured: tuple[int, set[int]] = -1, set()
+# The last graph task in which autograd.grad() was found to ask for leaves, and those leaves by their ids.
+_captured: tuple[int, WeakValueDictionary[int, Tensor]] = -1, WeakValueDictionary()
 
 
 def asked(ctx: Any, tensors: Sequence[Tensor], needed: Sequence[bool]) -> list[bool]:
@@ -38,17 +39,17 @@ def _will_run(node: Any, tensor: Tensor, task: int) -> bool:
     """Whether the engine will run a node, or return the gradient that goes to it.
 
     It raises an error for a leaf whose gradient autograd.grad() returns. That takes 40 us, and the steps of a cell have
-    the same weights, so such leaves are remembered until the task ends. An id that is used again costs work
-    and nothing else: the engine ignores gradients that it has not asked for.
+    the same weights, so such leaves are remembered until the task ends, or as long as they live: checkpoints make
+    tensors anew, which may get the id of one before.
     """
     global _captured
     if task != _captured[0]:
-        _captured = task, set()
+        _captured = task, WeakValueDictionary()
     leaves = _captured[1]
-    if id(tensor) in leaves:
+    if leaves.get(id(tensor)) is tensor:
         return True
     try:
         return torch._C._will_engine_execute_node(node)
     except RuntimeError:
-        leaves.add(id(tensor))
+        leaves[id(tensor)] = tensor
         return True
