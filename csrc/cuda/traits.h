@@ -74,7 +74,7 @@ constexpr int kMaxTiles = 2 * kQuadTiles;
 // more, some kernel spills on some architecture.
 constexpr int register_fragments_beside(Pass pass, int k_blocks) {
   if (pass == Pass::forward) return k_blocks > 6 ? 9 : k_blocks > 4 ? 8 : k_blocks > 2 ? 10 : 13;
-  return k_blocks > 16 ? 8 : k_blocks > 8 ? 7 : k_blocks > 2 ? 9 : 10;
+  return k_blocks > 16 ? 8 : k_blocks > 8 ? 7 : k_blocks > 2 ? 8 : 10;
 }
 
 // How a block learns that the next state is ready.
