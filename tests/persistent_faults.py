@@ -61,7 +61,7 @@ EXCHANGED = {
     ),
     "data_two_slots": Fault(EXCHANGE, "kSlots = slot_count(kSignal)", "kSlots = 2", strategy=DATA),
     "data_words_of_rows_that_do_not_exist_are_polled": Fault(
-        SETUP, "< published_words && exists ?", "< published_words && (exists || true) ?", strategy=DATA
+        SETUP, "has_term && has_row ?", "has_term && (has_row || true) ?", strategy=DATA
     ),
     "data_words_of_terms_that_do_not_exist_are_polled": Fault(
         SETUP, "word < published_words", "word < published_words + 1", strategy=DATA

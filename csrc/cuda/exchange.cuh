@@ -17,10 +17,9 @@ struct PersistentTraits {
   static constexpr int kQuads = most_quads(kPass, kKBlocks);
   static constexpr int kRegisterFragments = register_fragments_beside(kPass, kKBlocks);
   static constexpr int kStages = load_stages(kKBlocks), kStageKBlocks = kKBlocks / kStages;
-  static constexpr int kRowTiles = row_tiles_loaded(kKBlocks);     // of a load
-  static constexpr int kLaneTerms = kAccessBytes / sizeof(IO);     // of a k-block, in one lane
-  static constexpr int kWarpTerms = kKBlocks * 4 * kLaneTerms;     // terms of a sum that a warp multiplies
-  static constexpr int kRowTerms = kPersistentWarps * kWarpTerms;  // of a row of the state, with padding
+  static constexpr int kRowTiles = row_tiles_loaded(kKBlocks);  // of a load
+  static constexpr int kLaneTerms = kAccessBytes / sizeof(IO);  // of a k-block, in one lane
+  static constexpr int kWarpTerms = kKBlocks * 4 * kLaneTerms;  // terms of a sum that a warp multiplies
 };
 
 __device__ __forceinline__ int lane_index() {

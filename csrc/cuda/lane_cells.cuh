@@ -82,11 +82,12 @@ class LaneCells {
   }
   __device__ __forceinline__ int further_row(int quad) const { return further_row(cell_[quad]); }
 
-  // Publishes the values of the cell in a state, or clears them. Every lane of the warp takes part.
+  // Publishes the values of the cell in a state; every lane of the warp takes part.
   __device__ __forceinline__ void publish(const Ring<Traits>& ring, int state_index, const Chunk& chunk,
                                           int quad, const float (&values)[Ring<Traits>::kValues]) const {
     ring.publish(ring.words(state_index, chunk.first_tile) + word_[quad], publishes(chunk, quad), values);
   }
+  // Clears what the lane published of the cell in a state.
   __device__ __forceinline__ void clear(const Ring<Traits>& ring, int state_index, const Chunk& chunk,
                                         int quad) const {
     if (publishes(chunk, quad)) ring.clear(ring.words(state_index, chunk.first_tile) + word_[quad]);

@@ -70,21 +70,18 @@ __global__ void pack_weights_kernel(const KernelSizes size, const PersistentPlan
 __global__ void clear_exchange_kernel(const KernelSizes size, const PersistentPlan plan, uint32_t* memory,
                                       int64_t words, int64_t slot_words, int published_words,
                                       uint32_t empty) {
-  constexpr int kRowWords = kKBlockBytes / 4;
-  const int row_k_blocks = plan.k_blocks * kPersistentWarps, row_tiles = plan.rows / kRowTile;
+  constexpr int kRowWords = kKBlockBytes / 4, kTileWords = kRowTile * kRowWords;
+  const unsigned row_k_blocks = plan.k_blocks * kPersistentWarps, row_tiles = plan.rows / kRowTile;
   const int64_t stride = int64_t{grid_size()} * block_size();
   for (int64_t i = int64_t{block_index()} * block_size() + thread_index(); i < words; i += stride) {
-    int64_t rest = i;
-    const auto of = [&](int count) {
-      const auto index = static_cast<int>(rest % count);
-      rest /= count;
-      return index;
-    };
-    const int word = of(kRowWords), row = of(kRowTile), k_block = of(row_k_blocks), row_tile = of(row_tiles);
-    of(slot_count(plan.signal));
-    const int group = of(plan.groups);
-    const bool exists = int64_t{group} * plan.rows + row_tile * kRowTile + row < size.batch;
-    memory[i] = i < slot_words && k_block * kRowWords + word < published_words && exists ? empty : 0;
+    const auto word = static_cast<int>(i % kRowWords), row = static_cast<int>(i / kRowWords % kRowTile);
+    // [direction][group][slot][row tile][k-block], in 32 bits: a 64-bit division is a routine in software.
+    const auto tile = static_cast<unsigned>(i / kTileWords);
+    const unsigned k_block = tile % row_k_blocks, row_tile = tile / row_k_blocks % row_tiles;
+    const unsigned group = tile / (row_k_blocks * row_tiles * slot_count(plan.signal)) % plan.groups;
+    const bool has_row = group * plan.rows + row_tile * kRowTile + row < size.batch;
+    const bool has_term = static_cast<int>(k_block) * kRowWords + word < published_words;
+    memory[i] = i < slot_words && has_term && has_row ? empty : 0;
   }
 }
 

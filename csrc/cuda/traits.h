@@ -54,9 +54,9 @@ constexpr std::array kCompiledKBlocks{1, 2, 4, 8, 12, 16, 24, 32};
 template <>
 inline constexpr std::array kCompiledKBlocks<Pass::forward>{1, 2, 3, 4, 6, 8};
 
-// A warp loads the k-blocks of a wide state in stages, each into one of two buffers while the one before is
-// multiplied, of a narrow one all at once, for several row tiles: up to 8 k-blocks, 32 registers a lane, or
-// twice as many.
+// A warp loads the k-blocks of a wide state in stages, each into one of two buffers while the other is
+// multiplied. Those of a narrow state it loads all at once, for several row tiles. A k-block takes 4
+// registers of a lane: 64 at most in two buffers, 48 in one load.
 constexpr int load_stages(int k_blocks) {
   return k_blocks > 16 ? 4 : k_blocks > 8 ? 2 : 1;
 }
@@ -91,8 +91,9 @@ FUSEDLSTM_HOST_DEVICE constexpr int slot_count(Signal signal) {
 }
 static_assert(slot_count(Signal::data) >= 2 * kStepsPerFence + 3);
 
-// Partial sums of the warps for half a weight tile, 8 rows, with a row tile: float [warp][2q + r as r, q][g]
-// and 8 more, so that lanes 8j + u that read unit u of four neighbours j use 32 different banks.
+// Partial sums of the warps for half a weight tile, 8 rows, with a row tile: float [warp][row % 2][row /
+// 2][8] for the 8 rows of the row tile, and 8 floats of padding. With it, lanes 8j + u that read number u of
+// four neighbouring arrays j use 32 different banks of shared memory.
 constexpr int kPartialFloats = kPersistentWarps * 64 + 8;
 // With Signal::data chunks take turns with two buffers of partial sums: one barrier a chunk suffices. With
 // Signal::flag a chunk has two barriers, and one buffer.
