@@ -23,6 +23,7 @@ CPU_SOURCES = [
     "csrc/cpu/forward.cpp",
     "csrc/cpu/backward.cpp",
     "csrc/cpu/plan.cpp",
+    "csrc/cpu/team.cpp",
     "csrc/cpu/kernels/isa.cpp",
     "csrc/cpu/kernels/plain.cpp",
     "csrc/cpu/kernels/avx2.cpp",

@@ -145,24 +145,13 @@ def test_a_smaller_team_than_asked_for():
     assert runs[0].stdout == runs[1].stdout == runs[2].stdout
 
 
-def test_without_openmp(tmp_path):
-    # The passes compiled by a compiler without OpenMP: one thread, the same code.
-    program = tmp_path / "team.cpp"
-    program.write_text(
-        '#include "csrc/cpu/threads.h"\n'
-        "int main() {\n"
-        "  int64_t calls = 0;\n"
-        "  fusedlstm::cpu::Barrier barrier;\n"
-        "  fusedlstm::cpu::run_team(4, [&](int64_t index, int64_t team) {\n"
-        "    barrier.wait(team);\n"
-        "    calls += index == 0 && team == 1;\n"
-        "  });\n"
-        "  return calls == 1 ? 0 : 1;\n"
-        "}\n"
-    )
-    flags = ["-std=c++20", "-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas", f"-I{ROOT}"]
-    subprocess.run(["g++", *flags, str(program), "-o", str(tmp_path / "team")], check=True)
-    assert subprocess.run([str(tmp_path / "team")], check=False, timeout=60).returncode == 0
+@pytest.mark.parametrize("openmp", [["-fopenmp"], ["-Wno-unknown-pragmas"]], ids=["openmp", "without"])
+def test_claims(tmp_path, openmp):
+    sources = [str(ROOT / "tests" / "team.cpp"), str(ROOT / "csrc" / "cpu" / "team.cpp")]
+    flags = ["-std=c++20", "-O1", "-Wall", "-Werror", *openmp]
+    subprocess.run(["g++", *flags, *sources, "-o", str(tmp_path / "team"), "-pthread"], check=True)
+    run = subprocess.run([str(tmp_path / "team")], check=False, timeout=120, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_beside_busy_processes():

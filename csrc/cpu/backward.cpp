@@ -1,11 +1,12 @@
-// The backward pass as the team goes through it.
+// The backward pass, in phases.
 #include <algorithm>
 #include <numeric>
 #include <vector>
 
 #include "args.h"
 #include "kernels/isa.h"
-#include "threads.h"
+#include "strands.h"
+#include "team.h"
 
 namespace fusedlstm::cpu {
 namespace {
@@ -70,46 +71,70 @@ std::vector<const T*> previous_states(const BackwardArgs<T>& args, Range time_bl
   return states;
 }
 
-// The backward pass of one direction, by one thread of the team.
-template <class T>
-class BackwardThread {
- public:
-  BackwardThread(const Kernels<T, T>& k, const BackwardArgs<T>& args, const TeamThread& thread,
-                 Barriers& barriers)
-      : k_(k), args_(args), thread_(thread), barriers_(barriers) {}
+enum class BackwardWork { begin, project, steps, input_gradient, weight_gradients, h0_gradient };
+struct BackwardPhase {
+  BackwardWork work;
+  Range time_block;
+  Range steps;  // of the time block, in the order in which the pass goes through them
+  Barrier after = Barrier::rows;
+};
 
-  void run() {
-    pack_weights();
-    const Range rows = own(s_.batch);
-    std::fill(workspace_.grad_gates_first + rows.begin * G(), workspace_.grad_gates_first + rows.end * G(),
-              T(0));
-    barriers_.wait_for_group(thread_);
-    for (const Range& time_block : args_.time_blocks) {
-      const bool adds = &time_block != args_.time_blocks.data();
-      recurrence(time_block);
-      barriers_.wait_for_group(thread_);
-      gradient_of_input(time_block);
-      if (!packs()) {
-        gradients_of_weights_unpacked(time_block);
-        continue;  // the only time block: nobody writes what others still read
-      }
-      arrange_factors(time_block);
-      barriers_.wait_for_group(thread_);
-      gradients_of_weights(time_block, adds);
+template <class T>
+std::vector<BackwardPhase> phases_of(const BackwardArgs<T>& args, const ThreadPlan& plan) {
+  using Work = BackwardWork;
+  std::vector<BackwardPhase> phases{{Work::begin, {}, {}, Barrier::group}};
+  const bool meets = args.weight_hr || plan.unit_threads > 1;
+  const int64_t together = meets ? 1 : kStepsOfPart;
+  for (const Range& time_block : args.time_blocks) {
+    const int64_t count = time_block.end - time_block.begin;
+    for (int64_t i = 0; i < count; i += together) {
+      const Range steps{i, std::min(i + together, count)};
+      if (args.weight_hr) phases.push_back({Work::project, time_block, steps});
+      phases.push_back({Work::steps, time_block, steps});
     }
-    if (args_.grad_h0)
-      multiply(workspace_.grad_gates_first, s_.batch, args_.weight_hh, workspace_.panels_hh, s_.outputs,
-               false, args_.grad_h0);
+    phases.back().after = Barrier::group;
+    phases.push_back({Work::input_gradient, time_block, {}, Barrier::group});
+    if (plan.packs) phases.push_back({Work::weight_gradients, time_block, {}});
+  }
+  if (args.grad_h0) phases.push_back({Work::h0_gradient, {}, {}});
+  return phases;
+}
+
+// The backward pass of one direction, as one strand has it.
+template <class T>
+class BackwardStrand {
+ public:
+  BackwardStrand(const Kernels<T, T>& k, const BackwardArgs<T>& args, const Strand& strand)
+      : k_(k), args_(args), strand_(strand) {}
+
+  void run(const BackwardPhase& phase) {
+    switch (phase.work) {
+      case BackwardWork::begin:
+        pack_weights();
+        return clear_first_grad_gates();
+      case BackwardWork::project:
+      case BackwardWork::steps:
+        return recurrence(phase);
+      case BackwardWork::input_gradient:
+        gradient_of_input(phase.time_block);
+        if (packs()) return arrange_factors(phase.time_block);
+        return gradients_of_weights_unpacked(phase.time_block);  // the only time block
+      case BackwardWork::weight_gradients:
+        return gradients_of_weights(phase.time_block);
+      case BackwardWork::h0_gradient:
+        return multiply(workspace_.grad_gates_first, s_.batch, args_.weight_hh, workspace_.panels_hh,
+                        s_.outputs, false, args_.grad_h0);
+    }
   }
 
  private:
   int64_t G() const { return 4 * s_.hidden; }
-  Range own(int64_t n) const { return thread_.part_of_group(n); }
+  Range own(int64_t n) const { return strand_.part_of_group(n); }
   // Entries of some steps.
   int64_t entries(Range steps) const { return args_.rows.offset[steps.end] - args_.rows.offset[steps.begin]; }
-  bool packs() const { return thread_.plan.packs; }
+  bool packs() const { return strand_.plan.packs; }
   // Whether a matrix has a panel for each thread.
-  bool divides_panels(int64_t columns) const { return ceil_div(columns, k_.nr) >= thread_.group_size(); }
+  bool divides_panels(int64_t columns) const { return ceil_div(columns, k_.nr) >= strand_.plan.group_size(); }
   // Whether W_ih is packed inside the product that reads it, panel by panel while it is cached. That needs
   // it to be read once: in a single time block, with panels divided among the threads.
   bool packs_in_gemm() const { return packs() && args_.time_blocks.size() == 1 && divides_panels(s_.input); }
@@ -120,7 +145,7 @@ class BackwardThread {
   void gemm(const T* a, int64_t depth, int64_t rows, T* packed, int64_t columns, int64_t kc, bool adds,
             T* out, const T* unpacked = nullptr) {
     const int64_t NR = k_.nr, panel_count = ceil_div(columns, NR), nc_panels = k_.nc_panels(depth);
-    const bool by_rows = !unpacked && (rows >= kMC * thread_.group_size() || !divides_panels(columns));
+    const bool by_rows = !unpacked && (rows >= kMC * strand_.plan.group_size() || !divides_panels(columns));
     const Range row = by_rows ? own(rows) : Range{0, rows},
                 panels = by_rows ? Range{0, panel_count} : own(panel_count);
     T* part = packed + panels.begin * NR * depth;
@@ -140,7 +165,7 @@ class BackwardThread {
   void gemm_unpacked(const T* a, int64_t a_row, int64_t a_depth, int64_t rows, const std::vector<const T*>& b,
                      int64_t columns, bool adds, T* out) {
     const auto depth = static_cast<int64_t>(b.size());
-    if (rows >= kMC * thread_.group_size()) {
+    if (rows >= kMC * strand_.plan.group_size()) {
       const Range row = own(rows);
       k_.gemm_unpacked(a + row.begin * a_row, a_row, a_depth, row.end - row.begin, b.data(), depth, columns,
                        adds, out + row.begin * columns, columns);
@@ -178,22 +203,22 @@ class BackwardThread {
       pack(row_pointers(args_.weight_hr, s_.outputs, s_.hidden), s_.hidden, workspace_.panels_hr);
   }
 
-  // Gradients of the gates, step by step from the last to the first.
-  void recurrence(Range time_block) {
-    const auto shares = [&](int64_t n, int64_t depth) {
-      return thread_.shares<T>(n, k_.nr, k_.nc_panels(depth), s_.batch, nullptr);
-    };
-    const auto of_projection = shares(s_.outputs, G());
-    const auto of_step = shares(s_.hidden, args_.weight_hr ? s_.outputs : G());
-    for (int64_t step = time_block.begin; step < time_block.end; ++step) {
-      const int64_t t = args_.reverse ? step : time_block.begin + time_block.end - 1 - step;
-      if (args_.weight_hr) {
-        for (const Share<T>& share : of_projection)
-          k_.backward_project(args_, workspace_, time_block, t, share);
-        barriers_.wait_for_unit_threads(thread_);
-      }
-      for (const Share<T>& share : of_step) k_.backward_step(args_, workspace_, time_block, t, share);
-      barriers_.wait_for_unit_threads(thread_);
+  // Rows that take no part in a step have no first step.
+  void clear_first_grad_gates() {
+    const Range rows = own(s_.batch);
+    std::fill(workspace_.grad_gates_first + rows.begin * G(), workspace_.grad_gates_first + rows.end * G(),
+              T(0));
+  }
+
+  // Gradients of the gates of some steps, or those of outputs before a projection.
+  void recurrence(const BackwardPhase& phase) {
+    const Range block = phase.time_block;
+    const bool projects = phase.work == BackwardWork::project;
+    const auto kernel = projects ? k_.backward_project : k_.backward_step;
+    for (int64_t i = phase.steps.begin; i < phase.steps.end; ++i) {
+      const int64_t t = args_.reverse ? block.begin + i : block.end - 1 - i;
+      strand_.for_each_share<T>(projects ? of_projection_ : of_step_, nullptr,
+                                [&](const Share<T>& share) { kernel(args_, workspace_, block, t, share); });
     }
   }
 
@@ -246,9 +271,10 @@ class BackwardThread {
     }
   }
 
-  // Adds the time block's part to the gradients of weights and biases; without `adds` it is the first.
-  void gradients_of_weights(Range time_block, bool adds) {
+  // Adds the time block's part to the gradients of weights and biases, or writes the first part.
+  void gradients_of_weights(Range time_block) {
     const int64_t depth = entries(time_block);
+    const bool adds = time_block.begin != args_.time_blocks.front().begin;
     const auto add = [&](const T* grad_t, int64_t rows, T* packed, int64_t columns, T* out) {
       if (out) gemm(grad_t, depth, rows, packed, columns, kWeightGradientKC, adds, out);
     };
@@ -273,11 +299,16 @@ class BackwardThread {
 
   const Kernels<T, T>& k_;
   const BackwardArgs<T>& args_;
-  const TeamThread thread_;
-  Barriers& barriers_;
+  const Strand strand_;
   const Sizes& s_ = args_.size;
+  const Division of_projection_ = divide(s_.outputs, 4 * s_.hidden),
+                 of_step_ = divide(s_.hidden, args_.weight_hr ? s_.outputs : 4 * s_.hidden);
   const BackwardWorkspace<T> workspace_ =
-      lay_out(s_, thread_.plan, args_.weight_hr != nullptr, args_.workspace);
+      lay_out(s_, strand_.plan, args_.weight_hr != nullptr, args_.workspace);
+
+  Division divide(int64_t n, int64_t depth) const {
+    return Division(strand_.plan, n, k_.nr, k_.nc_panels(depth), s_.batch);
+  }
 };
 
 }  // namespace
@@ -287,12 +318,13 @@ int64_t backward_workspace(const Sizes& size, const ThreadPlan& plan, bool proje
 }
 
 template <class T>
-void backward(const BackwardArgs<T>& args, const ThreadPlan& planned) {
+void backward(const BackwardArgs<T>& args, const ThreadPlan& plan) {
   const Kernels<T, T>& k = kernels<T, T>();
-  Barriers barriers(planned);
-  run_team(planned.threads(), [&](int64_t index, int64_t team) {
-    BackwardThread<T>(k, args, TeamThread(plan_for_team(planned, team), index), barriers).run();
-  });
+  std::vector<BackwardStrand<T>> strands;
+  for (int64_t i = 0; i < plan.threads(); ++i) strands.emplace_back(k, args, Strand(plan, i));
+  const std::array<std::vector<BackwardPhase>, 1> phases{phases_of(args, plan)};
+  run_team(plan, phases.data(),
+           [&](int64_t strand, const BackwardPhase& phase) { strands[strand].run(phase); });
 }
 
 template void backward(const BackwardArgs<float>&, const ThreadPlan&);

@@ -1,52 +1,113 @@
-// The forward pass as the team goes through it.
+// The forward pass, in phases.
 #include <algorithm>
 
 #include "args.h"
 #include "kernels/isa.h"
-#include "threads.h"
+#include "strands.h"
+#include "team.h"
 
 namespace fusedlstm::cpu {
 namespace {
 
-template <class T, class W>
-void pack_weights(const Kernels<T, W>& k, const ForwardArgs<T, W>& args, const TeamThread& thread) {
-  const Sizes& s = args.size;
-  const Range panels = thread.part_of_group(ceil_div(s.hidden, k.lanes));
-  k.pack_gates(args.weight_ih, s.hidden, s.input, panels, args.packed_ih);
-  k.pack_gates(args.weight_hh, s.hidden, s.outputs, panels, args.packed_hh);
-}
+enum class ForwardWork { pack, steps, project };
+struct ForwardPhase {
+  ForwardWork work;
+  int64_t direction;
+  Range steps;  // in the direction's order
+  Barrier after = Barrier::rows;
+};
 
-// One direction, by one thread of the group that runs it.
 template <class T, class W>
-void forward_direction(const Kernels<T, W>& k, const ForwardArgs<T, W>& args, const TeamThread& thread,
-                       T* workspace, Barriers& barriers) {
-  const Sizes& s = args.size;
-  if (args.packed_ih) {
-    pack_weights(k, args, thread);
-    barriers.wait_for_group(thread);
+class ForwardPass {
+ public:
+  ForwardPass(const ForwardArgs<T, W>* directions, int64_t count, T* workspace, const ThreadPlan& plan)
+      : directions_(directions), count_(count), workspace_(workspace), plan_(plan) {}
+
+  void run() const {
+    const std::array<std::vector<ForwardPhase>, 2> phases = phases_of_groups();
+    run_team(plan_, phases.data(), [this](int64_t index, const ForwardPhase& phase) {
+      const ForwardArgs<T, W>& args = directions_[phase.direction];
+      const Strand strand(plan_, index);
+      T* const workspace = workspace_ + index * k_.forward_workspace(s_);
+      switch (phase.work) {
+        case ForwardWork::pack:
+          return pack_weights(args, strand);
+        case ForwardWork::steps:
+          return run_steps(args, strand, phase.steps, workspace);
+        case ForwardWork::project:
+          return strand.for_each_share(of_projection_, workspace, [&](const Share<T>& share) {
+            k_.project(args, step_at(args, phase.steps.begin), share);
+          });
+      }
+    });
   }
-  const auto shares = [&](int64_t n, int64_t depth) {
-    return thread.shares(n, k.lanes, k.nc_panels(depth), s.batch, workspace);
-  };
-  const auto of_inputs = shares(s.hidden, s.input),
-             of_step = shares(s.hidden, s.outputs + (args.input_in_step ? s.input : 0)),
-             of_projection = shares(s.outputs, s.hidden);
-  const auto run_step = [&](int64_t t) {
-    for (const Share<T>& share : of_step) k.forward_step(args, t, share);
-    if (args.recompute) return;  // no barrier: y is given, and a thread reads only cells of its own
-    if (args.weight_hr) {
-      barriers.wait_for_unit_threads(thread);
-      for (const Share<T>& share : of_projection) k.project(args, t, share);
+
+ private:
+  std::array<std::vector<ForwardPhase>, 2> phases_of_groups() const {
+    std::array<std::vector<ForwardPhase>, 2> phases;
+    for (int64_t d = 0; d < count_; ++d) {
+      const ForwardArgs<T, W>& args = directions_[d];
+      const bool projects = args.weight_hr && !args.recompute;
+      // With unit threads a step reads the states that other strands write in the step before. With
+      // `recompute` y is given, and a strand reads only cells of its own.
+      const bool meets = projects || (plan_.unit_threads > 1 && !args.recompute);
+      const int64_t together = meets ? 1 : kStepsOfPart;
+      std::vector<ForwardPhase>& of_group = phases[d % plan_.groups];
+      if (args.packed_ih) of_group.push_back({ForwardWork::pack, d, {}, Barrier::group});
+      for (int64_t i = 0; i < s_.steps; i += together) {
+        const Range steps{i, std::min(i + together, s_.steps)};
+        of_group.push_back({ForwardWork::steps, d, steps});
+        if (projects) of_group.push_back({ForwardWork::project, d, steps});
+      }
     }
-    barriers.wait_for_unit_threads(thread);
-  };
-  for (const Range& time_block : args.time_blocks) {
-    if (!args.input_in_step)
-      for (const Share<T>& share : of_inputs) k.input_gates(args, time_block, share);
-    for (int64_t i = 0; i < time_block.end - time_block.begin; ++i)
-      run_step(args.reverse ? time_block.end - 1 - i : time_block.begin + i);
+    return phases;
   }
-}
+
+  // The i-th step in the direction's order, and the index of a time block's first step in it.
+  static int64_t step_at(const ForwardArgs<T, W>& args, int64_t i) {
+    return args.reverse ? args.size.steps - 1 - i : i;
+  }
+  static int64_t first_index(const ForwardArgs<T, W>& args, Range time_block) {
+    return args.reverse ? args.size.steps - time_block.end : time_block.begin;
+  }
+
+  void pack_weights(const ForwardArgs<T, W>& args, const Strand& strand) const {
+    const Range panels = strand.part_of_group(ceil_div(s_.hidden, k_.lanes));
+    k_.pack_gates(args.weight_ih, s_.hidden, s_.input, panels, args.packed_ih);
+    k_.pack_gates(args.weight_hh, s_.hidden, s_.outputs, panels, args.packed_hh);
+  }
+
+  // Steps [begin, end) in the direction's order. The products with x of a time block come before its first
+  // step.
+  void run_steps(const ForwardArgs<T, W>& args, const Strand& strand, Range steps, T* workspace) const {
+    auto time_block =
+        std::partition_point(args.time_blocks.begin(), args.time_blocks.end(),
+                             [&](const Range& block) { return first_index(args, block) < steps.begin; });
+    for (int64_t i = steps.begin; i < steps.end; ++i) {
+      const bool begins = time_block != args.time_blocks.end() && first_index(args, *time_block) == i;
+      if (begins && !args.input_in_step)
+        strand.for_each_share(of_inputs_, workspace,
+                              [&](const Share<T>& share) { k_.input_gates(args, *time_block, share); });
+      time_block += begins;
+      strand.for_each_share(of_step_, workspace,
+                            [&](const Share<T>& share) { k_.forward_step(args, step_at(args, i), share); });
+    }
+  }
+
+  const ForwardArgs<T, W>* directions_;
+  int64_t count_;
+  T* workspace_;
+  const ThreadPlan& plan_;
+  const Kernels<T, W>& k_ = kernels<T, W>();
+  const Sizes& s_ = directions_[0].size;
+  const Division of_inputs_ = divide(s_.hidden, s_.input),
+                 of_step_ = divide(s_.hidden, s_.outputs + (directions_[0].input_in_step ? s_.input : 0)),
+                 of_projection_ = divide(s_.outputs, s_.hidden);
+
+  Division divide(int64_t n, int64_t depth) const {
+    return Division(plan_, n, k_.lanes, k_.nc_panels(depth), s_.batch);
+  }
+};
 
 // h_n and c_n: the states after each row's last step, or h0 and c0 for a row of no steps.
 template <class T, class W>
@@ -77,16 +138,8 @@ int64_t forward_workspace(const Sizes& size, const ThreadPlan& plan) {
 }
 
 template <class T, class W>
-void forward(const ForwardArgs<T, W>* directions, int64_t count, T* workspace, const ThreadPlan& planned) {
-  const Kernels<T, W>& k = kernels<T, W>();
-  Barriers barriers(planned);
-  run_team(planned.threads(), [&](int64_t index, int64_t team) {
-    const ThreadPlan plan = plan_for_team(planned, team);
-    const TeamThread thread(plan, index);
-    for (int64_t d = thread.group; d < count; d += plan.groups)
-      forward_direction(k, directions[d], thread, workspace + index * k.forward_workspace(directions[d].size),
-                        barriers);
-  });
+void forward(const ForwardArgs<T, W>* directions, int64_t count, T* workspace, const ThreadPlan& plan) {
+  ForwardPass<T, W>(directions, count, workspace, plan).run();
   for (int64_t d = 0; d < count; ++d)
     if (!directions[d].recompute) write_last_states(directions[d]);
 }

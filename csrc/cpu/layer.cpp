@@ -5,6 +5,7 @@
 
 #include "../operators.h"
 #include "args.h"
+#include "team.h"
 #include "workspace.h"
 
 namespace fusedlstm::cpu {
@@ -61,7 +62,8 @@ struct LayerCall {
   LayerCall(const LayerInputs& in, Pass pass)
       : layer(in, compute_type(in.x), pass == Pass::forward ? in.x.scalar_type() : compute_type(in.x)),
         schedule(layer),
-        plan(make_thread_plan(layer.size, static_cast<int64_t>(torch::stable::get_num_threads()), pass)) {}
+        plan(make_thread_plan(
+            layer.size, team_size(torch::stable::get_num_threads(), multiply_adds(layer.size)), pass)) {}
 
   // A sequence tensor; the passes write the steps of each row, and what lies past its length reads as zero.
   Tensor new_sequence(int64_t columns) const {

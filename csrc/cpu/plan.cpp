@@ -30,15 +30,19 @@ static_assert(kPackedUsesBackward <= kBackwardRows / 2);
 
 }  // namespace
 
+int64_t multiply_adds(const Sizes& s) {
+  const int64_t projection = s.outputs == s.hidden ? 0 : s.outputs * s.hidden;
+  return s.entries * s.directions * (4 * s.hidden * (s.input + s.outputs) + projection);
+}
+
 ThreadPlan make_thread_plan(const Sizes& s, int64_t threads, Pass pass) {
   // s.entries: how often a pass uses each weight.
   const bool packs = pass == Pass::backward
                          ? s.entries >= kPackedUsesBackward
                          : s.steps > 1 && s.batch >= kPackedRows && s.entries >= kPackedUses;
   ThreadPlan plan{.groups = 1, .unit_threads = 1, .row_threads = 1, .time_block = 1, .packs = packs};
-  const int64_t gates = 4 * s.hidden, projection = s.outputs == s.hidden ? 0 : s.outputs * s.hidden;
-  const int64_t work = s.entries * s.directions * (gates * (s.input + s.outputs) + projection);
-  if (work < kTeamWork) threads = 1;
+  const int64_t gates = 4 * s.hidden;
+  if (multiply_adds(s) < kTeamWork) threads = 1;
   // Directions run at the same time in the forward pass. In the backward pass both add to grad_x.
   if (pass == Pass::forward && s.directions > 1 && threads % s.directions == 0) {
     plan.groups = s.directions;

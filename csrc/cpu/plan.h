@@ -25,12 +25,16 @@ struct ThreadPlan {
   int64_t time_block;  // steps whose products with x (forward) or weight gradients (backward) are one product
   bool packs;          // whether the pass packs the weights first (backward: all factors of its products)
 
-  int64_t threads() const { return groups * unit_threads * row_threads; }
+  int64_t group_size() const { return row_threads * unit_threads; }
+  int64_t threads() const { return groups * group_size(); }
   // The most entries of a time block. One of a packed batch may have more steps than one of a padded batch.
   int64_t block_entries(const Sizes& sizes) const {
     return std::min(time_block * sizes.batch, sizes.entries);
   }
 };
+
+// Of a forward pass.
+int64_t multiply_adds(const Sizes& sizes);
 
 // `threads` is how many are available; the plan may use fewer.
 ThreadPlan make_thread_plan(const Sizes& sizes, int64_t threads, Pass pass);
