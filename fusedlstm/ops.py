@@ -1,7 +1,7 @@
 """The operators of fusedlstm._C as torch sees them: typed calls, autograd."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,36 +25,22 @@ _inference, _forward, _backward_of_layer = (
     getattr(operator.default, "_op", operator.default)
     for operator in (_ops.lstm_inference, _ops.lstm_forward, _ops.lstm_backward)
 )
+_Steps = tuple[Tensor | None, Tensor | None, Tensor | None]  # lengths, resets, batch_sizes
 _BelowAutograd = torch._C._AutoDispatchBelowADInplaceOrView
 _DEVICES = ("cpu", "meta", "cuda") if _C.build_info()["cuda"] else ("cpu", "meta")
 
 
-class LayerOptions(NamedTuple):
-    """What a call passes to each of its layers besides input, states and weights.
-
-    Attributes:
-        lengths: steps of each sequence, int64 [N], 0 to T, on the device of the input; None means T for all.
-        resets: where a segment begins, bool [T, N], on the device of the input; see :func:`fusedlstm.lstm`.
-        batch_sizes: of a packed input, int64 [T] on the CPU; see :func:`lstm_layer`. Without lengths and resets.
-        keep_cells: whether every cell state is returned too.
-        recompute: whether the backward pass recomputes gates and cell states instead of keeping them.
-        cpu_autocast: whether the layer computes in autocast's dtype on a CPU too.
-    """
-
-    lengths: Tensor | None = None
-    resets: Tensor | None = None
-    batch_sizes: Tensor | None = None
-    keep_cells: bool = False
-    recompute: bool = False
-    cpu_autocast: bool = True
-
-
-DEFAULT_OPTIONS = LayerOptions()
-_STEP_OPTIONS = LayerOptions(cpu_autocast=False)
-
-
 def lstm_layer(
-    x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], options: LayerOptions = DEFAULT_OPTIONS
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    keep_cells: bool = False,
+    recompute: bool = False,
+    cpu_autocast: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Runs one layer, all its directions, as one operator and one autograd node.
 
@@ -69,7 +55,12 @@ def lstm_layer(
         h0: first hidden state of each direction, [D, N, P], dtype and device of ``x``.
         c0: first cell state of each direction, [D, N, H], dtype and device of ``x``.
         weights: as in :func:`fusedlstm.reference.layer`, dtype and device of ``x``.
-        options: see :class:`LayerOptions`.
+        lengths: steps of each sequence, int64 [N], 0 to T, on the device of ``x``; None means T for all.
+        resets: where a segment begins, bool [T, N], on the device of ``x``; see :func:`fusedlstm.lstm`.
+        batch_sizes: of a packed input, int64 [T] on the CPU. Without lengths and resets.
+        keep_cells: whether every cell state is returned too.
+        recompute: whether the backward pass recomputes gates and cell states instead of keeping them.
+        cpu_autocast: whether the layer computes in autocast's dtype on a CPU too.
 
     Returns:
         y [T, N, D*P], h_n [D, N, P], c_n [D, N, H], and the cell states [T, N, D*H] in the dtype of ``x``, or None.
@@ -84,7 +75,8 @@ def lstm_layer(
         >>> x, state = torch.randn(5, 2, 3), torch.zeros(1, 2, 4)
         >>> y, h_n, c_n, _ = lstm_layer(x, state, state, [torch.randn(16, 3), torch.randn(16, 4)])
     """
-    if x.device.type not in _DEVICES:
+    steps = lengths, resets, batch_sizes
+    if not x.is_cpu and x.device.type not in _DEVICES:
         devices = "the CPU or a CUDA GPU" if "cuda" in _DEVICES else "the CPU"
         remedy = "reinstall fusedlstm with a CUDA toolkit" if x.is_cuda else "move the module and its input there"
         raise RuntimeError(
@@ -93,27 +85,34 @@ def lstm_layer(
         )
     try:
         if torch._C._is_any_autocast_enabled() and autocasts(x, h0, c0, *weights):
-            return _run_in_lower_precision(x, h0, c0, weights, options)
-        return _run(x, h0, c0, weights, options)
+            return _run_in_lower_precision(x, h0, c0, weights, steps, keep_cells, recompute, cpu_autocast)
+        return _run(x, h0, c0, weights, steps, keep_cells, recompute)
     except (AttributeError, RuntimeError) as error:
-        errors.explain(error, x, errors.named(h0, c0, weights, options.lengths, options.resets, options.batch_sizes))
+        errors.explain(error, x, errors.named(h0, c0, weights, *steps))
         raise
 
 
 def _run_in_lower_precision(
-    x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], options: LayerOptions
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Tensor],
+    steps: _Steps,
+    keep_cells: bool,
+    recompute: bool,
+    cpu_autocast: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     _check_memory(x, errors.named(h0, c0, weights))
     kind = x.device.type
     lower = torch.get_autocast_dtype(kind)
     projected = h0.shape[-1] != c0.shape[-1]
     compute, h_dtype, c_dtype = lower, lower, lower
-    if kind == "cpu" and (projected or not options.cpu_autocast):
+    if kind == "cpu" and (projected or not cpu_autocast):
         compute, c_dtype = torch.float32, torch.promote_types(lower, c0.dtype)
         h_dtype = lower if projected else c_dtype
     with torch.autocast(kind, enabled=False):
         x, h0, c0, *weights = (tensor.to(compute) for tensor in (x, h0, c0, *weights))
-        y, h_n, c_n, cells = _run(x, h0, c0, weights, options)
+        y, h_n, c_n, cells = _run(x, h0, c0, weights, steps, keep_cells, recompute)
     return y.to(h_dtype), h_n.to(h_dtype), c_n.to(c_dtype), None if cells is None else cells.to(c_dtype)
 
 
@@ -135,8 +134,9 @@ def lstm_step(x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor]) -> t
     Example:
         >>> h, c = lstm_step(torch.randn(2, 3), *torch.zeros(2, 2, 4), [torch.randn(16, 3), torch.randn(16, 4)])
     """
-    if x.device.type not in _DEVICES or _is_recorded() or transformed() or torch._C._is_any_autocast_enabled():
-        _, h, c, _ = lstm_layer(x[None], h0[None], c0[None], weights, _STEP_OPTIONS)
+    kernels = x.is_cpu or x.device.type in _DEVICES
+    if not kernels or _is_recorded() or transformed() or torch._C._is_any_autocast_enabled():
+        _, h, c, _ = lstm_layer(x[None], h0[None], c0[None], weights, cpu_autocast=False)
         return h[0], c[0]
     try:
         if torch.is_grad_enabled() and _require_grad(x, h0, c0, *weights):
@@ -159,9 +159,8 @@ def autocasts(*tensors: Tensor) -> bool:
 
 
 def _run(
-    x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], options: LayerOptions
+    x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], steps: _Steps, keep_cells: bool, recompute: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    *steps, keep_cells, recompute, _cpu_autocast = options
     if transformed():
         _check_memory(x, errors.named(h0, c0, weights, *steps))
         y, h_n, c_n, cells = reference.layer(x, h0, c0, weights, *steps)
@@ -331,7 +330,7 @@ def _plain_backward(
     grads: Sequence[Tensor | None],
     inputs: Sequence[Tensor],
     needed: Sequence[bool],
-    steps: tuple[Tensor | None, Tensor | None, Tensor | None],
+    steps: _Steps,
 ) -> list[Tensor | None]:
     """The gradients by plain torch, which can differentiate them and has the rules of all transforms."""
 
