@@ -22,11 +22,10 @@ namespace fusedlstm {
 struct LayerInputs {
   const Tensor &x, &h0, &c0;  // [T, N, I] or [S, I], [D, N, P], [D, N, H]
   const std::vector<Tensor>& weights;
-  const std::optional<Tensor>& lengths;  // [N] int64     steps of each sequence; absent: T for all
-  const std::optional<Tensor>& resets;   // [T, N] bool   where a segment begins; absent: nowhere
-  const std::optional<Tensor>&
-      batch_sizes;  // [T] int64, on the CPU   entries of each step; absent: a padded batch
-  bool allow_tf32;  // whether a GPU may round factors of float32 products to TF32
+  const std::optional<Tensor>& lengths;      // [N] int64     steps of each sequence; absent: T for all
+  const std::optional<Tensor>& resets;       // [T, N] bool   where a segment begins; absent: nowhere
+  const std::optional<Tensor>& batch_sizes;  // [T] int64, on the CPU   of each step; absent: a padded batch
+  bool allow_tf32;                           // whether a GPU may round factors of float32 products to TF32
 };
 
 // Which tensors of a forward pass are returned for a backward pass.
