@@ -4,11 +4,11 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <optional>
-#include <vector>
 
 #include "checks.h"
 
@@ -38,15 +38,18 @@ Tensor allocated(const Tensor& like, Shape sizes, std::optional<ScalarType> type
 inline Tensor allocate(const Tensor& like, Shape sizes, std::optional<ScalarType> type = {}) {
   static const char* const poison = std::getenv("FUSEDLSTM_POISON");
   return allocated(like, sizes, type, [&] {
-    std::vector<int64_t> strides(sizes.size(), 1);
-    for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
+    std::array<int64_t, 3> strides;  // tensors of a layer have at most three dimensions
+    for (int64_t i = static_cast<int64_t>(sizes.size()) - 1, stride = 1; i >= 0; --i) {
+      strides[i] = stride;
+      stride *= std::max<int64_t>(sizes[i], 1);
+    }
     int32_t device = 0, index = 0;
     AtenTensorHandle tensor = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
     TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
         static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-        static_cast<int32_t>(type.value_or(like.scalar_type())), device, index, &tensor));
+        static_cast<int32_t>(type ? *type : dtype_of(like)), device, index, &tensor));
     Tensor made(tensor);
     if (poison && made.is_cpu() && made.numel() > 0)
       std::memset(made.data_ptr(), 0xff, made.numel() * made.element_size());  // NaN in every type
@@ -65,7 +68,7 @@ inline Tensor dense(const Tensor& tensor) {
   return allocated(tensor, tensor.sizes(), {}, [&] { return torch::stable::contiguous(tensor); });
 }
 inline Tensor cast(const Tensor& tensor, ScalarType type) {
-  if (tensor.scalar_type() == type) return tensor;  // saves a call into torch
+  if (dtype_of(tensor) == type) return tensor;  // saves a call into torch
   return allocated(tensor, tensor.sizes(), type, [&] { return torch::stable::to(tensor, type); });
 }
 

@@ -46,6 +46,14 @@ inline std::ostream& operator<<(std::ostream& out, const ShapeText& shape) {
   return out << "]";
 }
 
+// As Tensor::scalar_type(), which asks torch for the number of one type after the other: 10 ns, 30 times a
+// call.
+inline ScalarType dtype_of(const Tensor& tensor) {
+  int32_t type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &type));
+  return static_cast<ScalarType>(type);
+}
+
 // As torch.dtype reads in Python; of a type that no call can take, torch's own name.
 struct TypeText {
   ScalarType type;
@@ -141,7 +149,7 @@ inline Shape check_shape(const Name& name, const Tensor& tensor, std::initialize
 inline void check_tensor(const Name& name, const Tensor& tensor, std::initializer_list<int64_t> expected,
                          ScalarType type, const Device& device) {
   const Shape sizes = check_shape(name, tensor, expected);
-  if (const ScalarType given = tensor.scalar_type(); given != type)
+  if (const ScalarType given = dtype_of(tensor); given != type)
     fail(name, " must be ", TypeText{type}, ", got ", TypeText{given});
   if (const Device given = tensor.device(); given != device)
     fail(name, " must be on the device of input, ", DeviceText{device}, ", got ", DeviceText{given});

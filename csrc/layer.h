@@ -13,19 +13,19 @@
 
 namespace fusedlstm {
 
-// The arguments of a call. Weights are in the order of nn.LSTM: for each direction weight_ih [4H, I] and
-// weight_hh [4H, P], then bias_ih and bias_hh [4H] if there are biases, then weight_hr [P, H] if there is a
-// projection.
+// The arguments of a call, which outlive it. Weights are in the order of nn.LSTM: for each direction
+// weight_ih [4H, I] and weight_hh [4H, P], then bias_ih and bias_hh [4H] if there are biases, then weight_hr
+// [P, H] if there is a projection.
 //
 // A sequence tensor is [T, N, columns]. Of a packed batch it is [S, columns]: the entries of one step after
 // those of the step before it, in each step of the sequences that are longer, which come first in the batch.
 struct LayerInputs {
-  Tensor x, h0, c0;  // [T, N, I] or [S, I], [D, N, P], [D, N, H]
-  std::vector<Tensor> weights;
-  std::optional<Tensor> lengths;      // [N] int64     steps of each sequence; absent: T for all
-  std::optional<Tensor> resets;       // [T, N] bool   where a segment begins; absent: nowhere
-  std::optional<Tensor> batch_sizes;  // [T] int64, on the CPU   entries of each step; absent: a padded batch
-  bool allow_tf32;                    // whether a GPU may round factors of float32 products to TF32
+  const Tensor &x, &h0, &c0;  // [T, N, I] or [S, I], [D, N, P], [D, N, H]
+  const std::vector<Tensor>& weights;
+  const std::optional<Tensor>& lengths;      // [N] int64     steps of each sequence; absent: T for all
+  const std::optional<Tensor>& resets;       // [T, N] bool   where a segment begins; absent: nowhere
+  const std::optional<Tensor>& batch_sizes;  // [T] int64, on the CPU   of each step; absent: a padded batch
+  bool allow_tf32;                           // whether a GPU may round factors of float32 products to TF32
 };
 
 // Which tensors of a forward pass are returned for a backward pass.
@@ -67,12 +67,12 @@ T* pointer(const std::optional<Tensor>& tensor) {
 
 // float16 and bfloat16 are formats of storage: gates, cell states and sums are float32.
 inline ScalarType compute_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  return dtype_of(x) == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 // Dense and of the given type.
 inline Tensor prepare(const Tensor& tensor, ScalarType type) {
-  if (tensor.scalar_type() == type && tensor.is_contiguous()) return tensor;  // saves a call into torch
+  if (dtype_of(tensor) == type && tensor.is_contiguous()) return tensor;  // saves a call into torch
   return dense(cast(tensor, type));
 }
 inline std::optional<Tensor> prepare(const std::optional<Tensor>& tensor, ScalarType type) {
@@ -118,6 +118,7 @@ struct Layer {
         lengths(prepare(in.lengths, ScalarType::Long)),
         resets(prepare(in.resets, ScalarType::Bool)),
         batch_sizes(prepare(in.batch_sizes, ScalarType::Long)) {
+    weights.reserve(in.weights.size());
     for (const Tensor& weight : in.weights) weights.push_back(prepare(weight, weight_type));
   }
 
@@ -204,7 +205,7 @@ inline Sizes check_inputs(const LayerInputs& in) {
   }
   check_rank("c0", in.c0, 3, "[directions, batch, hidden_size]");
   check_rank("h0", in.h0, 3, "[directions, batch, outputs]");
-  const ScalarType type = in.x.scalar_type();
+  const ScalarType type = dtype_of(in.x);
   const Device device = in.x.device();
   if (type != ScalarType::Float && type != ScalarType::Double && type != ScalarType::BFloat16 &&
       type != ScalarType::Half)
@@ -236,13 +237,13 @@ inline void check_sequence(const Name& name, const Tensor& tensor, const LayerIn
 
 // `in` has been checked.
 inline void check_outputs(const LayerInputs& in, const Tensor& y) {
-  check_sequence("y", y, in, in.h0.size(0) * in.h0.size(2), in.x.scalar_type());
+  check_sequence("y", y, in, in.h0.size(0) * in.h0.size(2), dtype_of(in.x));
 }
 
 inline void check_backward(const LayerInputs& in, const OutputGradients& grads, const SavedForBackward& saved,
                            ScalarType kept) {
   const auto& [T, N, I, H, P, D, S] = check_inputs(in);
-  const ScalarType type = in.x.scalar_type();
+  const ScalarType type = dtype_of(in.x);
   const Device device = in.x.device();
   check_outputs(in, saved.y);
   check_sequence("cells", saved.cells, in, D * H, kept);

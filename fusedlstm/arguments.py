@@ -18,17 +18,15 @@ CHECKS = "check_forward_args", "check_input", "check_hidden_size", *_SIZES  # me
 
 def check_arguments(lstm: nn.LSTM, input: Any, hx: Any, weight: Tensor, packed: PackedSequence | None = None) -> State:
     """Checks input, the data of ``packed`` if that is given, and hx; returns hx as two tensors with a batch."""
-    check_tensor("lstm", "input", input)
-    _check_rank(lstm, input, packed)
-    if input.shape[-1] != lstm.input_size:
+    shape = _checked_shape(lstm, input, packed)
+    if shape[-1] != lstm.input_size:
         raise _layout_error(lstm, input, packed)
     check_like("lstm", "input", input, "the parameters", weight)
-    one, batch_dim = packed is None and input.dim() == 2, 0 if lstm.batch_first else 1  # one sequence has no batch
-    batch = packing.batch_size(packed, hx) if packed is not None else 1 if one else input.shape[batch_dim]
-    shapes = _state_shapes(lstm, batch)
+    one = packed is None and len(shape) == 2  # sequence, which has no batch
+    batch = packing.batch_size(packed, hx) if packed is not None else 1 if one else shape[0 if lstm.batch_first else 1]
     if hx is None:
-        return input.new_zeros(shapes[0]), input.new_zeros(shapes[1])
-    return check_state("lstm", hx, input, shapes, batch_dim=1 if one else None)
+        return _zero_state(lstm, input, batch)
+    return check_state("lstm", hx, input, _state_shapes(lstm, batch), batch_dim=1 if one else None)
 
 
 def has_own_checks(kind: type[nn.LSTM]) -> bool:
@@ -38,15 +36,12 @@ def has_own_checks(kind: type[nn.LSTM]) -> bool:
 
 def check_by_methods(lstm: nn.LSTM, input: Any, hx: Any) -> State:
     """Checks padded input and hx by those methods; returns hx as two tensors with a batch."""
-    check_tensor("lstm", "input", input)
-    _check_rank(lstm, input)
     batch_dim = 0 if lstm.batch_first else 1
-    one = input.dim() == 2
+    one = len(_checked_shape(lstm, input)) == 2
     if one:
         input = input.unsqueeze(batch_dim)
     if hx is None:
-        h_shape, c_shape = _state_shapes(lstm, input.shape[batch_dim])
-        state = input.new_zeros(h_shape), input.new_zeros(c_shape)
+        state = _zero_state(lstm, input, input.shape[batch_dim])
     else:
         _check_pair("lstm", hx)
         for name, value in zip(_STATE_NAMES, hx, strict=True):
@@ -56,13 +51,16 @@ def check_by_methods(lstm: nn.LSTM, input: Any, hx: Any) -> State:
     return state
 
 
-def _check_rank(lstm: nn.LSTM, input: Tensor, packed: PackedSequence | None = None) -> None:
+def _checked_shape(lstm: nn.LSTM, input: Any, packed: PackedSequence | None = None) -> torch.Size:
+    check_tensor("lstm", "input", input)
     if input.is_nested:
         raise ArgumentError(
             "lstm: input must not be a nested tensor; use torch.nested.to_padded_tensor(input, 0.0) and lengths"
         )
-    if input.dim() not in ((2, 3) if packed is None else (2,)):
+    shape: torch.Size = input.shape
+    if len(shape) not in ((2, 3) if packed is None else (2,)):
         raise _layout_error(lstm, input, packed)
+    return shape
 
 
 def _layout_error(lstm: nn.LSTM, input: Tensor, packed: PackedSequence | None) -> ArgumentError:
@@ -76,6 +74,12 @@ def _layout_error(lstm: nn.LSTM, input: Tensor, packed: PackedSequence | None) -
 def _state_shapes(lstm: nn.LSTM, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     states = lstm.num_layers * (2 if lstm.bidirectional else 1)
     return (states, batch, lstm.proj_size or lstm.hidden_size), (states, batch, lstm.hidden_size)
+
+
+def _zero_state(lstm: nn.LSTM, input: Tensor, batch: int) -> State:
+    h_shape, c_shape = _state_shapes(lstm, batch)
+    zeros = input.new_zeros(c_shape)  # for both, as nothing writes to them; to make a small tensor takes 2 us
+    return zeros if h_shape == c_shape else input.new_zeros(h_shape), zeros
 
 
 def require_nn_lstms_arguments(lengths: Any, resets: Any, return_states: bool) -> None:

@@ -1,7 +1,7 @@
 """A stack of LSTM layers as a function: layers in order, dropout between them."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -116,13 +116,15 @@ def lstm(
         memory.check("lengths", lengths)
         past = torch.arange(x.shape[0], device=x.device)[:, None] >= lengths
         x = x.masked_fill(past[:, :, None], 0)
-    options = ops.LayerOptions(lengths, resets, keep_cells=return_states, recompute=recompute)
-    results = _run(x, layers, p, options)
-    y = results.y.transpose(0, 1) if batch_first else results.y
+    y, last, every = _run(x, layers, p, lengths, resets, None, return_states, recompute)
+    if batch_first:
+        y = y.transpose(0, 1)
     if not return_states:
-        return y, results.last
-    h_all, c_all = (torch.cat([_by_direction(each, directions) for each in every]) for every in results.states)
-    return y, results.last, (h_all, c_all)
+        return y, last
+    h_all, c_all = (
+        torch.cat([_by_direction(each, directions) for each in states]) for states in zip(*every, strict=True)
+    )
+    return y, last, (h_all, c_all)
 
 
 def _layers(hx: State, weights: Sequence[Tensor], num_layers: int, directions: int) -> list[_LayerInputs]:
@@ -134,16 +136,17 @@ def _layers(hx: State, weights: Sequence[Tensor], num_layers: int, directions: i
             f"lstm: weights must hold as many tensors for each of {num_layers} layers x {directions} directions,"
             f" got {len(weights)}"
         )
-    for index, state in enumerate(hx):
-        if state.dim() != 3 or state.shape[0] != num_layers * directions:
+    h0, c0 = hx
+    for index, shape in enumerate((h0.shape, c0.shape)):
+        if len(shape) != 3 or shape[0] != num_layers * directions:
             raise ValueError(
                 f"lstm: hx[{index}] must be [{num_layers * directions}, batch, units], a state for each of {num_layers}"
-                f" layers x {directions} directions, got {list(state.shape)}"
+                f" layers x {directions} directions, got {list(shape)}"
             )
     if num_layers == 1:
-        return [(*hx, weights)]
+        return [(h0, c0, weights)]
     parts = [(slice(n * directions, (n + 1) * directions), slice(n * each, (n + 1) * each)) for n in range(num_layers)]
-    return [(hx[0][states], hx[1][states], weights[own]) for states, own in parts]
+    return [(h0[states], c0[states], weights[own]) for states, own in parts]
 
 
 def _packed(
@@ -157,30 +160,24 @@ def _packed(
             "lstm: input must not be a PackedSequence in a CUDA graph, which cannot read batch_sizes on the host;"
             " use a padded batch, with lengths"
         )
-    options = ops.LayerOptions(batch_sizes=input.batch_sizes, recompute=recompute, cpu_autocast=False)
-    results = _run(input.data, layers, dropout, options)
-    return PackedSequence(results.y, input.batch_sizes, input.sorted_indices, input.unsorted_indices), results.last
+    y, last, _ = _run(input.data, layers, dropout, None, None, input.batch_sizes, False, recompute, False)
+    return PackedSequence(y, input.batch_sizes, input.sorted_indices, input.unsorted_indices), last
 
 
-class _Results(NamedTuple):
-    y: Tensor  # of the last layer, [T, N, D*P], or [S, D*P] of a packed input
-    last: State
-    states: tuple[list[Tensor], list[Tensor]]  # [T, N, D*P] and [T, N, D*H] of each layer; empty unless kept
-
-
-def _run(x: Tensor, layers: list[_LayerInputs], dropout: float, options: ops.LayerOptions) -> _Results:
-    h, c, h_n, c_n = [], [], [], []
-    for number, layer in enumerate(layers):
-        if number > 0 and dropout > 0:
+def _run(x: Tensor, layers: list[_LayerInputs], dropout: float, *options: Any) -> tuple[Tensor, State, list[State]]:
+    """With the options of ops.lstm_layer: the last layer's output, all last states, and all states that are kept."""
+    last: list[State] = []
+    every: list[State] = []
+    for h0, c0, weights in layers:
+        if last and dropout > 0:
             x = F.dropout(x, dropout)
-        x, h_last, c_last, cells = ops.lstm_layer(x, *layer, options)
-        h_n.append(h_last)
-        c_n.append(c_last)
+        x, h_n, c_n, cells = ops.lstm_layer(x, h0, c0, weights, *options)
+        last.append((h_n, c_n))
         if cells is not None:  # otherwise the output of a layer is freed once the next layer has run
-            h.append(x)
-            c.append(cells)
-    last = (h_n[0], c_n[0]) if len(layers) == 1 else (torch.cat(h_n), torch.cat(c_n))
-    return _Results(x, last, (h, c))
+            every.append((x, cells))
+    if len(last) == 1:
+        return x, last[0], every
+    return x, (torch.cat([h for h, _ in last]), torch.cat([c for _, c in last])), every
 
 
 def _by_direction(states: Tensor, directions: int) -> Tensor:

@@ -319,16 +319,17 @@ def _forward(
         state = arguments.check_arguments(lstm, input, hx, weights[0])
     if subclass and hx is not None:
         state = lstm.permute_hidden(state, None)
-    batch_dim, steps_dim = (0, 1) if lstm.batch_first else (1, 0)
     if resets is not None:
         arguments.check_resets(resets, input)
     if input.dim() == 3:
         if lengths is not None:
-            lengths = arguments.check_lengths(lengths, input, input.shape[batch_dim], input.shape[steps_dim])
-        output, last, *states = _run(lstm, input, state, weights, lengths, resets, return_states)
-        return output, lstm.permute_hidden(last, None) if subclass else last, *states
+            N, T = input.shape[:2] if lstm.batch_first else input.shape[1::-1]
+            lengths = arguments.check_lengths(lengths, input, N, T)
+        results = _run(lstm, input, state, weights, lengths, resets, return_states)
+        return (results[0], lstm.permute_hidden(results[1], None), *results[2:]) if subclass else results
     if lengths is not None:
         raise ArgumentError("lstm: lengths must come with a batch, got one sequence; cut it with input[:length]")
+    batch_dim = 0 if lstm.batch_first else 1
     resets = None if resets is None else resets.unsqueeze(batch_dim)
     output, last, *states = _run(lstm, input.unsqueeze(batch_dim), state, weights, None, resets, return_states)
     last = last[0].squeeze(1), last[1].squeeze(1)

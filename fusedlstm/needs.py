@@ -43,13 +43,12 @@ def _will_run(node: Any, tensor: Tensor, task: int) -> bool:
     tensors anew, which may get the id of one before.
     """
     global _captured
-    if task != _captured[0]:
-        _captured = task, WeakValueDictionary()
-    leaves = _captured[1]
-    if leaves.get(id(tensor)) is tensor:
+    if task == _captured[0] and _captured[1].get(id(tensor)) is tensor:
         return True
     try:
         return torch._C._will_engine_execute_node(node)
     except RuntimeError:
-        leaves[id(tensor)] = tensor
+        if task != _captured[0]:
+            _captured = task, WeakValueDictionary()
+        _captured[1][id(tensor)] = tensor
         return True

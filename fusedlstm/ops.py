@@ -1,7 +1,7 @@
 """The operators of fusedlstm._C as torch sees them: typed calls, autograd."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,35 +19,28 @@ except ImportError as error:
     ) from error
 
 _ops = torch.ops.fusedlstm
+# In eager mode: without the Python code of an operator's packet and overload, and in this context without that which
+# asks whether a gradient is wanted. A view is made there in half the time, and is no view to autograd.
+_inference, _forward, _backward_of_layer = (
+    getattr(operator.default, "_op", operator.default)
+    for operator in (_ops.lstm_inference, _ops.lstm_forward, _ops.lstm_backward)
+)
+_Steps = tuple[Tensor | None, Tensor | None, Tensor | None]  # lengths, resets, batch_sizes
+_BelowAutograd = torch._C._AutoDispatchBelowADInplaceOrView
 _DEVICES = ("cpu", "meta", "cuda") if _C.build_info()["cuda"] else ("cpu", "meta")
 
 
-class LayerOptions(NamedTuple):
-    """What a call passes to each of its layers besides input, states and weights.
-
-    Attributes:
-        lengths: steps of each sequence, int64 [N], 0 to T, on the device of the input; None means T for all.
-        resets: where a segment begins, bool [T, N], on the device of the input; see :func:`fusedlstm.lstm`.
-        batch_sizes: of a packed input, int64 [T] on the CPU; see :func:`lstm_layer`. Without lengths and resets.
-        keep_cells: whether every cell state is returned too.
-        recompute: whether the backward pass recomputes gates and cell states instead of keeping them.
-        cpu_autocast: whether the layer computes in autocast's dtype on a CPU too.
-    """
-
-    lengths: Tensor | None = None
-    resets: Tensor | None = None
-    batch_sizes: Tensor | None = None
-    keep_cells: bool = False
-    recompute: bool = False
-    cpu_autocast: bool = True
-
-
-DEFAULT_OPTIONS = LayerOptions()
-_STEP_OPTIONS = LayerOptions(cpu_autocast=False)
-
-
 def lstm_layer(
-    x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], options: LayerOptions = DEFAULT_OPTIONS
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    keep_cells: bool = False,
+    recompute: bool = False,
+    cpu_autocast: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Runs one layer, all its directions, as one operator and one autograd node.
 
@@ -62,7 +55,12 @@ def lstm_layer(
         h0: first hidden state of each direction, [D, N, P], dtype and device of ``x``.
         c0: first cell state of each direction, [D, N, H], dtype and device of ``x``.
         weights: as in :func:`fusedlstm.reference.layer`, dtype and device of ``x``.
-        options: see :class:`LayerOptions`.
+        lengths: steps of each sequence, int64 [N], 0 to T, on the device of ``x``; None means T for all.
+        resets: where a segment begins, bool [T, N], on the device of ``x``; see :func:`fusedlstm.lstm`.
+        batch_sizes: of a packed input, int64 [T] on the CPU. Without lengths and resets.
+        keep_cells: whether every cell state is returned too.
+        recompute: whether the backward pass recomputes gates and cell states instead of keeping them.
+        cpu_autocast: whether the layer computes in autocast's dtype on a CPU too.
 
     Returns:
         y [T, N, D*P], h_n [D, N, P], c_n [D, N, H], and the cell states [T, N, D*H] in the dtype of ``x``, or None.
@@ -77,7 +75,8 @@ def lstm_layer(
         >>> x, state = torch.randn(5, 2, 3), torch.zeros(1, 2, 4)
         >>> y, h_n, c_n, _ = lstm_layer(x, state, state, [torch.randn(16, 3), torch.randn(16, 4)])
     """
-    if x.device.type not in _DEVICES:
+    steps = lengths, resets, batch_sizes
+    if not x.is_cpu and x.device.type not in _DEVICES:
         devices = "the CPU or a CUDA GPU" if "cuda" in _DEVICES else "the CPU"
         remedy = "reinstall fusedlstm with a CUDA toolkit" if x.is_cuda else "move the module and its input there"
         raise RuntimeError(
@@ -85,28 +84,35 @@ def lstm_layer(
             " or use nn.LSTM (fusedlstm.restore_lstm)"
         )
     try:
-        if autocasts(x, h0, c0, *weights):
-            return _run_in_lower_precision(x, h0, c0, weights, options)
-        return _run(x, h0, c0, list(weights), options)
+        if torch._C._is_any_autocast_enabled() and autocasts(x, h0, c0, *weights):
+            return _run_in_lower_precision(x, h0, c0, weights, steps, keep_cells, recompute, cpu_autocast)
+        return _run(x, h0, c0, weights, steps, keep_cells, recompute)
     except (AttributeError, RuntimeError) as error:
-        errors.explain(error, x, errors.named(h0, c0, weights, options.lengths, options.resets, options.batch_sizes))
+        errors.explain(error, x, errors.named(h0, c0, weights, *steps))
         raise
 
 
 def _run_in_lower_precision(
-    x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], options: LayerOptions
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Tensor],
+    steps: _Steps,
+    keep_cells: bool,
+    recompute: bool,
+    cpu_autocast: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     _check_memory(x, errors.named(h0, c0, weights))
     kind = x.device.type
     lower = torch.get_autocast_dtype(kind)
     projected = h0.shape[-1] != c0.shape[-1]
     compute, h_dtype, c_dtype = lower, lower, lower
-    if kind == "cpu" and (projected or not options.cpu_autocast):
+    if kind == "cpu" and (projected or not cpu_autocast):
         compute, c_dtype = torch.float32, torch.promote_types(lower, c0.dtype)
         h_dtype = lower if projected else c_dtype
     with torch.autocast(kind, enabled=False):
         x, h0, c0, *weights = (tensor.to(compute) for tensor in (x, h0, c0, *weights))
-        y, h_n, c_n, cells = _run(x, h0, c0, weights, options)
+        y, h_n, c_n, cells = _run(x, h0, c0, weights, steps, keep_cells, recompute)
     return y.to(h_dtype), h_n.to(h_dtype), c_n.to(c_dtype), None if cells is None else cells.to(c_dtype)
 
 
@@ -128,21 +134,20 @@ def lstm_step(x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor]) -> t
     Example:
         >>> h, c = lstm_step(torch.randn(2, 3), *torch.zeros(2, 2, 4), [torch.randn(16, 3), torch.randn(16, 4)])
     """
-    kind = x.device.type
-    eager = kind in _DEVICES and kind != "meta"  # which has no autocast
-    eager = eager and not (_is_recorded() or transformed() or torch.is_autocast_enabled(kind))
-    if not eager:
-        _, h, c, _ = lstm_layer(x[None], h0[None], c0[None], weights, _STEP_OPTIONS)
+    kernels = x.is_cpu or x.device.type in _DEVICES
+    if not kernels or _is_recorded() or transformed() or torch._C._is_any_autocast_enabled():
+        _, h, c, _ = lstm_layer(x[None], h0[None], c0[None], weights, cpu_autocast=False)
         return h[0], c[0]
     try:
-        if _differentiable(x, h0, c0, *weights):
+        if torch.is_grad_enabled() and _require_grad(x, h0, c0, *weights):
             h, c = _apply_step(_may_use_tf32(x), x, h0, c0, *weights)  # type: ignore[no-untyped-call]
             return h, c
-        _, h, c = _inference(x[None], h0[None], c0[None], weights, None, None, None, _may_use_tf32(x))
+        with _BelowAutograd():
+            _, h, c = _inference(x[None], h0[None], c0[None], weights, None, None, None, _may_use_tf32(x))
+            return h[0], c[0]
     except (AttributeError, RuntimeError) as error:
         errors.explain(error, x, errors.named(h0[None], c0, weights))
         raise
-    return h.squeeze_(0), c.squeeze_(0)
 
 
 def autocasts(*tensors: Tensor) -> bool:
@@ -154,27 +159,28 @@ def autocasts(*tensors: Tensor) -> bool:
 
 
 def _run(
-    x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor], options: LayerOptions
+    x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], steps: _Steps, keep_cells: bool, recompute: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    steps, keep_cells = (options.lengths, options.resets, options.batch_sizes), options.keep_cells
     if transformed():
         _check_memory(x, errors.named(h0, c0, weights, *steps))
         y, h_n, c_n, cells = reference.layer(x, h0, c0, weights, *steps)
         return y, h_n, c_n, cells if keep_cells else None
     tf32 = _may_use_tf32(x)
-    differentiable = _differentiable(x, h0, c0, *weights)
+    differentiable = torch.is_grad_enabled() and _require_grad(x, h0, c0, *weights)
     inputs = x, h0, c0, weights, *steps, tf32
     # What is recorded may run later, in another grad mode.
     recorded = _is_recorded()
     if not (differentiable or keep_cells or recorded):
-        return *_inference(*inputs), None
+        with _BelowAutograd():
+            y, h_n, c_n = _inference(*inputs)
+        return y, h_n, c_n, None
     # What is saved may never run backwards, and so it keeps no gates.
     saved = recorded and (tracers.is_tracing() or torch.compiler.is_exporting())
-    keep_gates = differentiable and not options.recompute and not saved
+    keep_gates = differentiable and not recompute and not saved
     keep = keep_cells or keep_gates, keep_gates
     if differentiable and not recorded:
         settings = *steps, tf32, *keep
-        y, h_n, c_n, cells, _gates = _Layer.apply(settings, x, h0, c0, *weights)  # type: ignore[no-untyped-call]
+        y, h_n, c_n, cells, _gates = _apply_layer(settings, x, h0, c0, *weights)  # type: ignore[no-untyped-call]
     elif any(keep):
         y, h_n, c_n, cells, _gates = _ops.lstm_forward(*inputs, *keep)
     else:
@@ -189,30 +195,17 @@ def _check_memory(x: Tensor, others: Iterable[tuple[str, Tensor]]) -> None:
             memory.check(name, tensor)
 
 
-# In eager mode, without the Python code that asks whether a gradient is wanted, and that which looks for an overload.
-
-
-def _inference(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    with torch._C._AutoDispatchBelowAutograd():
-        return _ops.lstm_inference.default(*inputs)  # type: ignore[no-any-return]
-
-
-def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with torch._C._AutoDispatchBelowAutograd():
-        return _ops.lstm_forward.default(*inputs)  # type: ignore[no-any-return]
-
-
 def transformed() -> bool:
     """Whether torch.func or forward-mode AD is active; our operators support neither, plain torch supports both."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _differentiable(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])  # noqa: C419  a generator takes longer
+def _require_grad(*tensors: Tensor) -> bool:
+    return any([tensor.requires_grad for tensor in tensors])  # noqa: C419  a generator takes longer
 
 
 def _is_recorded() -> bool:
-    return tracers.is_tracing() or torch.compiler.is_compiling()
+    return torch.compiler.is_compiling() or tracers.is_tracing()
 
 
 def _may_use_tf32(x: Tensor) -> bool:
@@ -249,7 +242,8 @@ class _Layer(torch.autograd.Function):
     def forward(ctx: Any, settings: tuple[Any, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
         x, h0, c0, *weights = tensors
         inputs = (x, h0, c0, weights, *settings)
-        output = _forward(*inputs)
+        with _BelowAutograd():
+            output: tuple[Tensor, ...] = _forward(*inputs)
         _setup_context(ctx, inputs, output)
         return output
 
@@ -270,11 +264,14 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tf32: bool, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         x, h0, c0, *weights = tensors
-        y, h_n, c_n, cells, gates = _forward(x[None], h0[None], c0[None], weights, None, None, None, tf32, True, True)
+        inputs = weights, None, None, None, tf32, True, True
+        with _BelowAutograd():
+            y, h_n, c_n, cells, gates = _forward(x[None], h0[None], c0[None], *inputs)
+            h, c = h_n[0], c_n[0]
         ctx.set_materialize_grads(False)
         ctx.allow_tf32, ctx.gates_kept = tf32, True
         ctx.save_for_backward(x, h0, c0, None, None, None, y, cells, gates, *weights)
-        return h_n.squeeze_(0), c_n.squeeze_(0)  # in place: views made in a Function could not be changed in place
+        return h, c
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None) -> tuple[Any, ...]:
@@ -285,6 +282,7 @@ class _Step(torch.autograd.Function):
 
 
 # Without the code of Function.apply for transforms, which do not come here.
+_apply_layer = super(torch.autograd.Function, _Layer).apply
 _apply_step = super(torch.autograd.Function, _Step).apply
 
 
@@ -303,7 +301,8 @@ def _gradients(
     if h0.dim() == 2:  # of a step
         x, h0, c0 = x[None], h0[None], c0[None]
     # The gradient will be differentiated itself (create_graph=True), or a transform runs over it.
-    if torch.is_grad_enabled() or transformed() or any(grad is not None and _is_batched(grad) for grad in grads):
+    batched = [grad is not None and _is_batched(grad) for grad in grads]
+    if torch.is_grad_enabled() or transformed() or any(batched):
         _check_memory(x, (*errors.named(h0, c0, weights, *steps), *errors.named_gradients(*grads)))
         grad_x, grad_h0, grad_c0, *grad_weights = _plain_backward(
             grads, (x, h0, c0, *weights), (need_x, need_h0, need_c0, *need_weights), steps
@@ -314,7 +313,7 @@ def _gradients(
     try:
         if not ctx.gates_kept:
             cells, gates = _ops.lstm_recompute(*inputs, y)
-        results = _ops.lstm_backward.default(*(*grads, None)[:4], *inputs, y, cells, gates, *need)
+        results = _backward_of_layer(*(*grads, None)[:4], *inputs, y, cells, gates, *need)
     except RuntimeError as error:
         errors.explain(error, x, (*errors.named(h0, c0, weights, *steps), *errors.named_gradients(*grads)))
         raise
@@ -331,7 +330,7 @@ def _plain_backward(
     grads: Sequence[Tensor | None],
     inputs: Sequence[Tensor],
     needed: Sequence[bool],
-    steps: tuple[Tensor | None, Tensor | None, Tensor | None],
+    steps: _Steps,
 ) -> list[Tensor | None]:
     """The gradients by plain torch, which can differentiate them and has the rules of all transforms."""
 

@@ -207,7 +207,7 @@ def test_no_wait_for_the_device(cuda):
     torch.cuda.set_sync_debug_mode("error")
     try:
         _results(module, x)
-        ops.lstm_layer(x, *state, weights, ops.LayerOptions(lengths))[0].sum().backward()
+        ops.lstm_layer(x, *state, weights, lengths)[0].sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

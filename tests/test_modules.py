@@ -379,3 +379,24 @@ def test_cell(given, batched, bias, dtype, device):
 def test_bad_calls_of_the_cell_name_the_argument(arguments, error, message):
     with pytest.raises(error, match=f"lstm_cell: {message}"):
         fusedlstm.LSTMCell(3, 4)(*arguments)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "first"), [("LSTM", (0, 2)), ("LSTM", (1, 2)), ("LSTMCell", (2,))], ids=["no_steps", "one_step", "cell"]
+)
+def test_results_may_be_changed_in_place(kind, first, grad):
+    """Without hx both first states are the same zeros, and a cell's results are parts of a layer's."""
+    module, x = getattr(fusedlstm, kind)(3, 4), torch.randn(*first, 3)
+
+    def run():
+        results = module(x)
+        return _flat(results) if kind == "LSTM" else results
+
+    with torch.set_grad_enabled(grad):
+        expected, results = run(), run()
+        for number, result in enumerate(results):
+            assert result._base is None
+            result.mul_(2).add_(1)
+            assert torch.equal(result, expected[number] * 2 + 1)
+            assert all(map(torch.equal, results[number + 1 :], expected[number + 1 :]))
