@@ -22,6 +22,7 @@ CPU_SOURCES = [
     "csrc/cpu/layer.cpp",
     "csrc/cpu/forward.cpp",
     "csrc/cpu/backward.cpp",
+    "csrc/cpu/caches.cpp",
     "csrc/cpu/plan.cpp",
     "csrc/cpu/team.cpp",
     "csrc/cpu/kernels/isa.cpp",

@@ -109,4 +109,5 @@ def make_cpu_plan(
     directions: int = 1,
     threads: int,
     backward: bool = False,
+    cached_weight_bytes: int = 262144,
 ) -> CpuPlan: ...

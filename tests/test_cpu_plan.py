@@ -64,3 +64,11 @@ def test_every_thread_has_a_place(steps, batch, input, hidden, directions, threa
     assert directions % chosen.groups == 0
     assert chosen.row_threads == 1 or batch >= 8 * chosen.row_threads
     assert 1 <= chosen.time_block <= max(steps, 1)
+
+
+def test_weights_are_kept_where_the_cache_holds_them():
+    sizes = {"steps": 100, "batch": 32, "input": 200, "hidden": 200, "threads": 2}
+    small, large = (make_cpu_plan(**sizes, cached_weight_bytes=kib << 10) for kib in (256, 1024))
+    # W_hh takes 625 KiB as float32: where each thread can keep all of it, the threads divide the batch.
+    assert (small.row_threads, small.unit_threads, small.time_block) == (1, 2, 1)
+    assert (large.row_threads, large.unit_threads, large.time_block) == (2, 1, 3)

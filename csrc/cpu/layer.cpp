@@ -5,6 +5,7 @@
 
 #include "../operators.h"
 #include "args.h"
+#include "caches.h"
 #include "team.h"
 #include "workspace.h"
 
@@ -62,8 +63,9 @@ struct LayerCall {
   LayerCall(const LayerInputs& in, Pass pass)
       : layer(in, compute_type(in.x), pass == Pass::forward ? dtype_of(in.x) : compute_type(in.x)),
         schedule(layer),
-        plan(make_thread_plan(
-            layer.size, team_size(torch::stable::get_num_threads(), multiply_adds(layer.size)), pass)) {}
+        plan(make_thread_plan(layer.size,
+                              team_size(torch::stable::get_num_threads(), multiply_adds(layer.size)), pass,
+                              cached_weight_bytes())) {}
 
   // A sequence tensor; the passes write the steps of each row, and what lies past its length reads as zero.
   Tensor new_sequence(int64_t columns) const {

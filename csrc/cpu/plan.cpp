@@ -9,8 +9,6 @@ namespace {
 constexpr int64_t kTeamWork = 300'000;
 // Below so many in a step, one thread computes all units faster than several that meet at a barrier.
 constexpr int64_t kStepWork = 1 << 15;
-// Weights that stay in a core's own L2 cache, which on most processors has 512 KiB to 2 MiB.
-constexpr int64_t kCachedWeights = 100'000;
 // With this many rows for each row thread the batch is divided before the units are: 8 if all weights fit the
 // core's own cache, else as many as share a panel in the L1 cache (kMC).
 constexpr int64_t kRowsOfCachedWeights = 8;
@@ -19,9 +17,6 @@ constexpr int64_t kPackedRows = 4, kPackedUses = 48;
 // The backward pass reads weights along their rows, and so needs fewer uses for it. It does not pack the
 // factors of weight gradients either, whose sums are as short then.
 constexpr int64_t kPackedUsesBackward = 24;
-// Up to so many packed weights for a unit thread, a step also multiplies x with W_ih. Beyond, W_ih is read
-// once for a time block.
-constexpr int64_t kWeightsOfStep = 1 << 18;
 // Rows (steps x batch) of a backward time block, over which the weight gradients sum. A forward block has kMC
 // rows for a row thread, so that its gates stay in the L2 cache.
 constexpr int64_t kBackwardRows = 256;
@@ -35,7 +30,8 @@ int64_t multiply_adds(const Sizes& s) {
   return s.entries * s.directions * (4 * s.hidden * (s.input + s.outputs) + projection);
 }
 
-ThreadPlan make_thread_plan(const Sizes& s, int64_t threads, Pass pass) {
+ThreadPlan make_thread_plan(const Sizes& s, int64_t threads, Pass pass, int64_t cached_weight_bytes) {
+  const int64_t cached_weights = cached_weight_bytes / int64_t(sizeof(float));
   // s.entries: how often a pass uses each weight.
   const bool packs = pass == Pass::backward
                          ? s.entries >= kPackedUsesBackward
@@ -49,12 +45,14 @@ ThreadPlan make_thread_plan(const Sizes& s, int64_t threads, Pass pass) {
     threads /= s.directions;
   }
   // As many row threads as have enough rows each and divide the threads evenly.
-  const int64_t own_rows = gates * s.outputs <= kCachedWeights ? kRowsOfCachedWeights : kMC;
+  const int64_t own_rows = gates * s.outputs <= cached_weights ? kRowsOfCachedWeights : kMC;
   plan.row_threads = threads;
   while (plan.row_threads > 1 && (threads % plan.row_threads != 0 || s.batch < own_rows * plan.row_threads))
     --plan.row_threads;
   plan.unit_threads = gates * s.outputs * s.batch < kStepWork ? 1 : threads / plan.row_threads;
-  const bool input_in_step = packs && gates * (s.input + s.outputs) <= kWeightsOfStep * plan.unit_threads;
+  // A step also multiplies x with W_ih if a unit thread keeps its part of both weights cached. Otherwise W_ih
+  // is read once for a time block.
+  const bool input_in_step = packs && gates * (s.input + s.outputs) <= cached_weights * plan.unit_threads;
   const int64_t rows = pass == Pass::backward ? kBackwardRows : input_in_step ? 0 : kMC * plan.row_threads;
   plan.time_block =
       std::clamp<int64_t>(rows / std::max<int64_t>(s.batch, 1), 1, std::max<int64_t>(s.steps, 1));

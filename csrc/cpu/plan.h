@@ -1,4 +1,4 @@
-// How the threads of a call share a layer on the CPU: a pure function of sizes, threads and pass.
+// How the threads of a call share a layer on the CPU: a pure function of sizes, threads, pass and cache.
 #pragma once
 
 #include <algorithm>
@@ -36,8 +36,8 @@ struct ThreadPlan {
 // Of a forward pass.
 int64_t multiply_adds(const Sizes& sizes);
 
-// `threads` is how many are available; the plan may use fewer.
-ThreadPlan make_thread_plan(const Sizes& sizes, int64_t threads, Pass pass);
+// `threads` is how many are available; the plan may use fewer. `cached_weight_bytes`: as in caches.h.
+ThreadPlan make_thread_plan(const Sizes& sizes, int64_t threads, Pass pass, int64_t cached_weight_bytes);
 
 // Divides all steps into time blocks, in rising or falling order of steps. Step t has the entries
 // [offset[t], offset[t + 1]).
