@@ -9,7 +9,7 @@ namespace fusedlstm::cpu {
 namespace {
 
 template <class T, class W>
-void pack_weights(const Kernels<T, W>& k, const ForwardArgs<T, W>& args, const TeamThread& thread) {
+void pack_weights(const ForwardKernels<T, W>& k, const ForwardArgs<T, W>& args, const TeamThread& thread) {
   const Sizes& s = args.size;
   const Range panels = thread.part_of_group(ceil_div(s.hidden, k.lanes));
   k.pack_gates(args.weight_ih, s.hidden, s.input, panels, args.packed_ih);
@@ -18,7 +18,7 @@ void pack_weights(const Kernels<T, W>& k, const ForwardArgs<T, W>& args, const T
 
 // One direction, by one thread of the group that runs it.
 template <class T, class W>
-void forward_direction(const Kernels<T, W>& k, const ForwardArgs<T, W>& args, const TeamThread& thread,
+void forward_direction(const ForwardKernels<T, W>& k, const ForwardArgs<T, W>& args, const TeamThread& thread,
                        T* workspace, Barriers& barriers) {
   const Sizes& s = args.size;
   if (args.packed_ih) {
@@ -66,25 +66,25 @@ void write_last_states(const ForwardArgs<T, W>& args) {
 
 }  // namespace
 
-// AMX packs bfloat16 and pads the depth to 32, which takes as many bytes as 16 floats.
+// Panels of bfloat16 are half as large, but AMX pads the depth to 32, as many bytes as 16 floats.
 int64_t packed_weights(int64_t depth, int64_t hidden) {
   return std::max<int64_t>(depth, 16) * 4 * round_up(hidden, kMaxLanes);
 }
 
 template <class T, class W>
 int64_t forward_workspace(const Sizes& size, const ThreadPlan& plan) {
-  return plan.packs ? plan.threads() * kernels<T, W>().forward_workspace(size) : 0;
+  return plan.packs ? plan.threads() * forward_kernels<T, W>().workspace(size) : 0;
 }
 
 template <class T, class W>
 void forward(const ForwardArgs<T, W>* directions, int64_t count, T* workspace, const ThreadPlan& planned) {
-  const Kernels<T, W>& k = kernels<T, W>();
+  const ForwardKernels<T, W>& k = forward_kernels<T, W>();
   Barriers barriers(planned);
   run_team(planned.threads(), [&](int64_t index, int64_t team) {
     const ThreadPlan plan = plan_for_team(planned, team);
     const TeamThread thread(plan, index);
     for (int64_t d = thread.group; d < count; d += plan.groups)
-      forward_direction(k, directions[d], thread, workspace + index * k.forward_workspace(directions[d].size),
+      forward_direction(k, directions[d], thread, workspace + index * k.workspace(directions[d].size),
                         barriers);
   });
   for (int64_t d = 0; d < count; ++d)

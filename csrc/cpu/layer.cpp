@@ -51,17 +51,25 @@ struct Schedule {
   Rows rows() const { return {length.data(), order.data(), active.data(), offset.data(), resets}; }
 };
 
+// What the backward pass multiplies: bfloat16 as it is stored, and float16 widened.
+ScalarType factor_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Half ? ScalarType::Float : x.scalar_type();
+}
+
 // A call: the layer with its tensors in the types of the arithmetic, which rows run when, and the threads.
 struct LayerCall {
   Layer layer;
   Schedule schedule;
   ThreadPlan plan;
 
-  // The forward pass reads 16-bit weights as they are stored. The backward pass widens them.
+  // The forward pass reads 16-bit weights as they are stored.
   LayerCall(const LayerInputs& in, Pass pass)
-      : layer(in, compute_type(in.x), pass == Pass::forward ? in.x.scalar_type() : compute_type(in.x)),
+      : layer(in, pass == Pass::forward ? compute_type(in.x) : factor_type(in.x),
+              pass == Pass::forward ? in.x.scalar_type() : factor_type(in.x)),
         schedule(layer),
-        plan(make_thread_plan(layer.size, static_cast<int64_t>(torch::stable::get_num_threads()), pass)) {}
+        plan(make_thread_plan(layer.size, static_cast<int64_t>(torch::stable::get_num_threads()), pass)) {
+    layer.c0 = prepare(in.c0, compute_type(in.x));
+  }
 
   // A sequence tensor; the passes write the steps of each row, and what lies past its length reads as zero.
   Tensor new_sequence(int64_t columns) const {
@@ -176,26 +184,29 @@ void run_forward(const LayerCall& call, const ForwardResults& out, bool recomput
              [&]<class T, class W>(T, W) { run_forward<T, W>(call, out, recompute); });
 }
 
-template <class T>
+template <class T, class W>
 InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
                             const SavedForBackward& saved, const NeededGradients& needed) {
   const Layer& layer = call.layer;
   const auto& [steps, N, I, H, P, D, S] = layer.size;
 
-  // What is not needed is returned empty; each a tensor of its own, as outputs of an operator must be.
+  // In the compute type. What is not needed is returned empty; each a tensor of its own, as outputs of an
+  // operator must be.
   const auto gradient_of = [&](const Tensor& tensor, bool need) {
-    if (!need) return allocate(tensor, {0});
-    return layer.size.steps == 0 ? allocate_zeros(tensor, tensor.sizes()) : new_large(tensor, tensor.sizes());
+    if (!need) return allocate(layer.c0, {0});
+    return layer.size.steps == 0 ? allocate_zeros(layer.c0, tensor.sizes())
+                                 : new_large(layer.c0, tensor.sizes());
   };
   InputGradients out{gradient_of(layer.x, needed.x),
                      gradient_of(layer.h0, needed.h0),
-                     grads.c_n ? copied(*grads.c_n) : allocate_zeros(layer.c0, layer.c0.sizes()),
+                     grads.c_n ? copied(prepare(*grads.c_n, layer.c0.scalar_type()))
+                               : allocate_zeros(layer.c0, layer.c0.sizes()),
                      {}};
   for (size_t i = 0; i < layer.weights.size(); ++i)
     out.weights.push_back(gradient_of(layer.weights[i], needed.weights[i]));
 
   const std::vector<T> zeros = new_vector<T>(std::max(H, P));
-  const Workspace<T> workspace(backward_workspace(layer.size, call.plan, layer.projected));
+  const Workspace<T> workspace(backward_workspace<T, W>(layer.size, call.plan, layer.projected));
   for (int64_t d = 0; d < D; ++d) {
     const Layer::Positions at = layer.positions(d);
     const std::vector<Range> time_blocks = call.time_blocks(d == 0);
@@ -203,23 +214,23 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
       return i >= 0 && needed.weights[i] ? pointer<T>(out.weights[i]) : nullptr;
     };
     T *const grad_bias_ih = weight_gradient(at.bias_ih), *const grad_bias_hh = weight_gradient(at.bias_hh);
-    backward<T>({.size = layer.size,
+    backward<T, W>({.size = layer.size,
                  .rows = call.schedule.rows(),
                  .reverse = d == 1,
                  .time_blocks = time_blocks,
-                 .weight_ih = pointer<T>(layer.weight_ih(d)),
-                 .weight_hh = pointer<T>(layer.weight_hh(d)),
-                 .weight_hr = layer.projected ? pointer<T>(layer.weight_hr(d)) : nullptr,
-                 .x = pointer<T>(layer.x),
-                 .h0 = pointer<T>(layer.h0) + d * N * P,
+                 .weight_ih = pointer<W>(layer.weight_ih(d)),
+                 .weight_hh = pointer<W>(layer.weight_hh(d)),
+                 .weight_hr = layer.projected ? pointer<W>(layer.weight_hr(d)) : nullptr,
+                 .x = pointer<W>(layer.x),
+                 .h0 = pointer<W>(layer.h0) + d * N * P,
                  .c0 = pointer<T>(layer.c0) + d * N * H,
                  .zeros = zeros.data(),
-                 .y = pointer<T>(saved.y) + d * P,
+                 .y = pointer<W>(saved.y) + d * P,
                  .gates = pointer<T>(saved.gates) + d * 4 * H,
                  .cells = pointer<T>(saved.cells) + d * H,
-                 .grad_y = grads.y ? pointer<T>(grads.y) + d * P : nullptr,
+                 .grad_y = grads.y ? pointer<W>(grads.y) + d * P : nullptr,
                  .grad_cells = grads.cells ? pointer<T>(grads.cells) + d * H : nullptr,
-                 .grad_h_n = grads.h_n ? pointer<T>(grads.h_n) + d * N * P : nullptr,
+                 .grad_h_n = grads.h_n ? pointer<W>(grads.h_n) + d * N * P : nullptr,
                  .gates_stride = D * 4 * H,
                  .y_stride = D * P,
                  .cells_stride = D * H,
@@ -240,7 +251,8 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
                  cut = !stays && d == 0 && call.schedule.resets && call.schedule.resets[n];
       T* const grad_h0 = pointer<T>(out.h0) + (d * N + n) * P;
       if (stays && grads.h_n)
-        std::copy_n(pointer<T>(grads.h_n) + (d * N + n) * P, P, grad_h0);
+        std::transform(pointer<W>(grads.h_n) + (d * N + n) * P, pointer<W>(grads.h_n) + (d * N + n + 1) * P,
+                       grad_h0, [](W value) { return widen(value); });
       else if (stays || cut)
         std::fill_n(grad_h0, P, T(0));
     }
@@ -277,9 +289,11 @@ struct Backend {
   static InputGradients backward(const LayerInputs& in, const OutputGradients& grads,
                                  const SavedForBackward& saved, const NeededGradients& needed) {
     const LayerCall call(in, Pass::backward);
-    const ScalarType type = compute_type(in.x);
-    const auto run = type == ScalarType::Double ? run_backward<double> : run_backward<float>;
-    InputGradients out = run(call, prepare(grads, type, type), prepare(saved, type, type), needed);
+    const ScalarType factor = factor_type(in.x), kept = kept_type(in.x);
+    const auto run = factor == ScalarType::Double     ? run_backward<double, double>
+                     : factor == ScalarType::BFloat16 ? run_backward<float, BFloat16>
+                                                      : run_backward<float, float>;
+    InputGradients out = run(call, prepare(grads, factor, kept), prepare(saved, factor, kept), needed);
     for (Tensor* const gradient : {&out.x, &out.h0, &out.c0}) *gradient = cast(*gradient, in.x.scalar_type());
     for (Tensor& weight : out.weights) weight = cast(weight, in.x.scalar_type());
     return out;

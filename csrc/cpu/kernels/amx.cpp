@@ -18,7 +18,7 @@ namespace {
 #include "amx.inl"
 }  // namespace
 
-constinit const Kernels<float, BFloat16> amx_kernels = make_kernels<float, BFloat16, AmxGateGemm>();
+constinit const BFloat16Kernels amx_kernels = make_bfloat16_kernels<TilePanels>();
 }  // namespace fusedlstm::cpu
 
 #if defined(__clang__)
