@@ -22,6 +22,14 @@ bool has_avx512() {
 bool has_avx512_bf16() {
   return has_avx512() && __builtin_cpu_supports("avx512bf16");
 }
+#ifdef FUSEDLSTM_EMULATED_TILES  // see amx.cpp
+bool has_amx() {
+  return has_avx512_bf16();
+}
+bool amx_permitted() {
+  return true;
+}
+#else
 bool has_amx() {
   return has_avx512_bf16() && __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-tile");
 }
@@ -36,6 +44,7 @@ bool amx_permitted() {
   return false;
 #endif
 }
+#endif
 #endif
 
 template <class Table>
