@@ -62,7 +62,9 @@ def test_tiles_are_used(isa):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("tests", ["test_gradients.py::test_values_and_gradients", "test_limits_of_gates.py"])
+@pytest.mark.parametrize(
+    "tests", ["test_gradients.py::test_values_and_gradients", "test_limits_of_gates.py", "test_resets.py"]
+)
 def test_values_and_gradients(tests, isa):
     not_the_emulator = ["-k", "not emulated and not cuda"]
     options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", *not_the_emulator]
