@@ -1,6 +1,6 @@
 """The CPU layer with the tile instructions of AMX in C++ (emulation/tiles.h), for processors without them.
 
-``python -m tests.emulated_tiles -m MODULE ...`` or ``-c CODE`` runs Python with that build in place of the installed one.
+``python -m tests.emulated_tiles -m MODULE ...`` or ``-c CODE`` runs Python with that build, not the installed one.
 """
 
 import importlib.util
@@ -23,7 +23,17 @@ def build() -> Path:
     define = f'-DFUSEDLSTM_EMULATED_TILES=\\"{ROOT / "tests/emulation/tiles.h"}\\"'
     environment = os.environ | {"FUSEDLSTM_CUDA": "0", "CPPFLAGS": define}
     environment.pop("LD_PRELOAD", None)  # a compiler under AddressSanitizer takes several times as long
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--force", "-b", str(folder), "-t", str(folder / "objects")]
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--force",
+        "-b",
+        str(folder),
+        "-t",
+        str(folder / "objects"),
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

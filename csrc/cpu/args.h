@@ -49,14 +49,14 @@ struct ForwardArgs {
   const W* weight_ih;                  // [4H, I]
   const W* weight_hh;                  // [4H, P]
   const W* weight_hr;                  // [P, H]  null: no projection
-  T* packed_ih;    // packed_weights(I, H) elements of workspace; null: weights are read unpacked
-  T* packed_hh;    // packed_weights(P, H)
-  const T* bias;   // [4H]       may be null
-  const T* x;      // [S, I]
-  const T* h0;     // [N, P]
-  const T* c0;     // [N, H]
+  T* packed_ih;       // packed_weights(I, H) elements of workspace; null: weights are read unpacked
+  T* packed_hh;       // packed_weights(P, H)
+  const T* bias;      // [4H]       may be null
+  const T* x;         // [S, I]
+  const T* h0;        // [N, P]
+  const T* c0;        // [N, H]
   const void* zeros;  // [max(H, P)]  state before a segment; may be null without resets
-  T* gates;        // [S, 4H], or [B, 4H] of one time block; step t begins at entry gates_offset[t]
+  T* gates;           // [S, 4H], or [B, 4H] of one time block; step t begins at entry gates_offset[t]
   const int64_t* gates_offset;  // [T]
   int64_t gates_stride;
   bool keep_gates;  // write the activated gates; without it `gates` is workspace, unused with input_in_step

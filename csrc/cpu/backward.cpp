@@ -48,23 +48,22 @@ BackwardWorkspace<T, W> lay_out(const BackwardKernels<T, W>& k, const Sizes& s, 
     return plan.packs ? take(k.packed_depth(depth) * round_up(columns, k.nr)) : nullptr;
   };
   const int64_t row_block = plan.packs ? round_up(k.workspace(std::max(G, depth)), kMaxLanes) : 0;
-  BackwardWorkspace<T, W> workspace{
-      .panels_ih = take_packed(G, s.input),
-      .panels_hh = take_packed(G, P),
-      .panels_hr = take_packed(projected_P, H),
-      .grad_gates_next = take_factor(N * G),
-      .grad_gates_first = take_factor(N * G),
-      .grad_gates = take_factor(depth * G),
-      .grad_p = take_factor(depth * projected_P),
-      .h = take_factor(depth * projected_H),
-      .grad_gates_t = take_factor(plan.packs ? depth * G : 0),
-      .grad_p_t = take_factor(plan.packs ? depth * projected_P : 0),
-      .panels_x = take_packed(depth, s.input),
-      .panels_h_prev = take_packed(depth, P),
-      .panels_h = take_packed(depth, projected_H),
-      .row_blocks = take(plan.threads() * row_block),
-      .row_block = row_block,
-      .size = 0};
+  BackwardWorkspace<T, W> workspace{.panels_ih = take_packed(G, s.input),
+                                    .panels_hh = take_packed(G, P),
+                                    .panels_hr = take_packed(projected_P, H),
+                                    .grad_gates_next = take_factor(N * G),
+                                    .grad_gates_first = take_factor(N * G),
+                                    .grad_gates = take_factor(depth * G),
+                                    .grad_p = take_factor(depth * projected_P),
+                                    .h = take_factor(depth * projected_H),
+                                    .grad_gates_t = take_factor(plan.packs ? depth * G : 0),
+                                    .grad_p_t = take_factor(plan.packs ? depth * projected_P : 0),
+                                    .panels_x = take_packed(depth, s.input),
+                                    .panels_h_prev = take_packed(depth, P),
+                                    .panels_h = take_packed(depth, projected_H),
+                                    .row_blocks = take(plan.threads() * row_block),
+                                    .row_block = row_block,
+                                    .size = 0};
   workspace.size = used;
   return workspace;
 }
@@ -77,7 +76,8 @@ std::vector<const W*> previous_states(const BackwardArgs<T, W>& args, Range time
   states.reserve(offset[time_block.end] - offset[time_block.begin]);
   for (int64_t t = time_block.begin; t < time_block.end; ++t)
     for (int64_t row = 0; row < offset[t + 1] - offset[t]; ++row)
-      states.push_back(t < args.rows.length[row] ? h_before(args, t, row) : static_cast<const W*>(args.zeros));
+      states.push_back(t < args.rows.length[row] ? h_before(args, t, row)
+                                                 : static_cast<const W*>(args.zeros));
   return states;
 }
 
@@ -131,7 +131,8 @@ class BackwardThread {
   // first.
   void gemm(const W* a, int64_t depth, int64_t rows, T* packed, int64_t columns, int64_t kc, bool adds,
             T* out, const W* unpacked = nullptr) {
-    const int64_t NR = k_.nr, panel_size = NR * k_.packed_depth(depth), panel_count = ceil_div(columns, NR), nc_panels = k_.nc_panels(depth);
+    const int64_t NR = k_.nr, panel_size = NR * k_.packed_depth(depth), panel_count = ceil_div(columns, NR),
+                  nc_panels = k_.nc_panels(depth);
     const bool by_rows = !unpacked && (rows >= kMC * thread_.group_size() || !divides_panels(columns));
     const Range row = by_rows ? own(rows) : Range{0, rows},
                 panels = by_rows ? Range{0, panel_count} : own(panel_count);

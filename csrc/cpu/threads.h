@@ -107,9 +107,7 @@ struct TeamThread {
   int64_t group_size() const { return plan.row_threads * plan.unit_threads; }
   int64_t index_in_group() const { return row_thread * plan.unit_threads + unit_thread; }
   // This thread's part of n items that are divided among the whole group.
-  Range part_of_group(int64_t n) const {
-    return even_part(n, index_in_group(), group_size());
-  }
+  Range part_of_group(int64_t n) const { return even_part(n, index_in_group(), group_size()); }
 
   // This thread's part of n units (or output columns), in unit blocks of `width`, for its rows of the batch.
   //

@@ -86,7 +86,8 @@ inline void multiply(int sum, int a, int b) {
       float part[2] = {};
       for (int k = 0; k < pairs; ++k)
         for (int half = 0; half < 2; ++half)
-          part[half] = flushed(std::fma(widened(tiles[a][m][k], half), widened(tiles[b][k][n], half), part[half]));
+          part[half] =
+              flushed(std::fma(widened(tiles[a][m][k], half), widened(tiles[b][k][n], half), part[half]));
       tiles[sum][m][n] = flushed(flushed(tiles[sum][m][n]) + flushed(part[0] + part[1]));
     }
 }

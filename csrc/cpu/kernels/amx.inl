@@ -1,5 +1,5 @@
-// Panels of pairs of bfloat16 on AMX: an instruction multiplies 16 rows, 32 deep, with 16 columns. Included by
-// amx.cpp alone, in an anonymous namespace.
+// Panels of pairs of bfloat16 on AMX: an instruction multiplies 16 rows, 32 deep, with 16 columns. Included
+// by amx.cpp alone, in an anonymous namespace.
 
 #include "pairs.inl"
 
@@ -54,10 +54,7 @@ struct TilePanels : PairLayout<kTileDepth> {
    public:
     template <class S>
     RowBlock(const S* const* rows, int64_t count, int64_t depth, float* workspace)
-        : rows_(workspace),
-          count_(count),
-          stride_(row_stride(depth)),
-          packed_depth_(packed_depth(depth)) {
+        : rows_(workspace), count_(count), stride_(row_stride(depth)), packed_depth_(packed_depth(depth)) {
       copy(rows, count, depth, workspace);
     }
 

@@ -14,7 +14,8 @@ FUSEDLSTM_HOST_DEVICE Vec<T> output_gradient(const BackwardArgs<T, W>& args, int
   if (column >= P) return grad;
   if (args.grad_y)
     grad += widened<T>(args.grad_y + args.rows.entry(t, row) * args.y_stride + column, P - column);
-  if (args.grad_h_n && is_last(args, t, row)) grad += widened<T>(args.grad_h_n + row * P + column, P - column);
+  if (args.grad_h_n && is_last(args, t, row))
+    grad += widened<T>(args.grad_h_n + row * P + column, P - column);
   return grad;
 }
 
@@ -146,7 +147,8 @@ struct BackwardRow {
 // Derivative of one row and one vector of units; grad_h is the gradient of h before a projection.
 template <class T, class W>
 FUSEDLSTM_HOST_DEVICE void backward_cells(const BackwardArgs<T, W>& args,
-                                          const BackwardWorkspace<T, W>& workspace, int64_t t, const BackwardRow<T>& at, int64_t unit, Vec<T> grad_h) {
+                                          const BackwardWorkspace<T, W>& workspace, int64_t t,
+                                          const BackwardRow<T>& at, int64_t unit, Vec<T> grad_h) {
   const int64_t H = args.size.hidden, G = 4 * H, units = H - unit, entry = args.rows.entry(t, at.row);
   const int64_t cell = entry * args.cells_stride + unit;
   const T* const saved = args.gates + entry * args.gates_stride + unit;

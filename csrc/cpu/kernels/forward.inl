@@ -43,7 +43,8 @@ FUSEDLSTM_HOST_DEVICE T* gates_of(const ForwardArgs<T, W>& args, int64_t t, int6
 
 // sum [count, 4, lanes] = biases + x times W_ih, for the units from `unit` on.
 template <class T, class W, class Panels>
-void start_gates(const ForwardArgs<T, W>& args, const GateProduct<T, W, Panels>& x, int64_t count, int64_t unit, T* sum) {
+void start_gates(const ForwardArgs<T, W>& args, const GateProduct<T, W, Panels>& x, int64_t count,
+                 int64_t unit, T* sum) {
   const int64_t H = args.size.hidden, L = kLanes<T>;
   for (int64_t gate = 0; gate < 4; ++gate) {
     const Vec<T> bias = args.bias ? load(args.bias + gate * H + unit, H - unit) : Vec<T>{};

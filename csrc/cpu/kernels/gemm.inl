@@ -224,7 +224,8 @@ void unpacked_gemm(const A& a, int64_t rows, int64_t depth, const B& b, int64_t 
       const auto b_block = [&](int64_t k) { return b(k) + column; };
       for (int64_t begin = kKC; begin < depth; begin += kKC) {
         alignas(64) T sum[kMC * NC];
-        unpacked_rows<T, W>(a_block, count, begin, std::min(begin + kKC, depth), b_block, width, false, sum, NC);
+        unpacked_rows<T, W>(a_block, count, begin, std::min(begin + kKC, depth), b_block, width, false, sum,
+                            NC);
         for (int64_t r = 0; r < count; ++r)
           for (int64_t c = 0; c < width; c += L) {
             T* const at = to + r * out_stride + column + c;
@@ -240,5 +241,5 @@ template <class T, class W>
 void gemm_unpacked(const W* a, int64_t a_row, int64_t a_depth, int64_t rows, const W* const* b, int64_t depth,
                    int64_t columns, bool adds, T* out, int64_t out_stride) {
   unpacked_gemm<T, W>([&](int64_t r, int64_t k) { return a[r * a_row + k * a_depth]; }, rows, depth,
-                [&](int64_t k) { return b[k]; }, columns, adds, out, out_stride);
+                      [&](int64_t k) { return b[k]; }, columns, adds, out, out_stride);
 }

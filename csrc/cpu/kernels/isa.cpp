@@ -62,7 +62,9 @@ constexpr bool kOfBFloat16 = std::is_same_v<Table, ForwardKernels<float, BFloat1
 template <class Table>
 std::vector<NamedKernels<Table>> usable_kernels() {
   std::vector<NamedKernels<Table>> usable;
-  const auto add = [&](const char* name, const auto& set) { usable.push_back({name, &std::get<Table>(set)}); };
+  const auto add = [&](const char* name, const auto& set) {
+    usable.push_back({name, &std::get<Table>(set)});
+  };
 #if defined(__x86_64__)
   if constexpr (kOfBFloat16<Table>) {
     if (has_amx() && amx_permitted()) add("amx", amx_kernels);

@@ -36,7 +36,9 @@ struct PairLayout {
   }
 
   // In elements. One vector more than the depth, so that rows do not map to the same sets of the L1 cache.
-  static int64_t row_stride(int64_t depth) { return (packed_depth(depth) / kLanes<float> + 2) * kLanes<float>; }
+  static int64_t row_stride(int64_t depth) {
+    return (packed_depth(depth) / kLanes<float> + 2) * kLanes<float>;
+  }
 
   // Copies a row block to the workspace, rounded to bfloat16 if it is of float, as nn.LSTM rounds its states.
   template <class S>
@@ -47,7 +49,9 @@ struct PairLayout {
   }
 
  private:
-  static Vec<float> rounded(const BFloat16* row, int64_t k, int64_t depth) { return load_along(row, k, depth); }
+  static Vec<float> rounded(const BFloat16* row, int64_t k, int64_t depth) {
+    return load_along(row, k, depth);
+  }
   static Vec<float> rounded(const float* row, int64_t k, int64_t depth) {
     const __mmask32 mask = first(depth - 2 * k);
     const auto low = _mm512_maskz_loadu_ps(mask & 0xffff, row + 2 * k),

@@ -1,8 +1,10 @@
-// Products of rows with panels: packed columns of a matrix. Included by kernels.inl alone, inside the namespace
-// of one instruction set. A policy, Panels, says how a matrix is packed and how a row block is multiplied with
-// one panel of it. VectorPanels is that of vector instructions and panels of T; pairs.inl has those of bfloat16.
+// Products of rows with panels: packed columns of a matrix. Included by kernels.inl alone, inside the
+// namespace of one instruction set. A policy, Panels, says how a matrix is packed and how a row block is
+// multiplied with one panel of it. VectorPanels is that of vector instructions and panels of T; pairs.inl has
+// those of bfloat16.
 //
-// An element of a panel is T, or a pair of bfloat16 in its place. The packed depth of a matrix counts elements.
+// An element of a panel is T, or a pair of bfloat16 in its place. The packed depth of a matrix counts
+// elements.
 
 #include "gemm.inl"
 
@@ -94,7 +96,8 @@ void panel_gemm(const T* const* a, int64_t count, int64_t depth, const T* panel,
   const int64_t half_stride = panel_offset<T>(depth, 1, 0);
   if (count > 0 && count <= kMR && vectors > 2) {
     for (int64_t begin = 0; begin < depth; begin += kc)
-      panel_tile<T, Arithmetic, 4, kMR>(a, count, begin, std::min(begin + kc, depth), panel, half_stride, sum);
+      panel_tile<T, Arithmetic, 4, kMR>(a, count, begin, std::min(begin + kc, depth), panel, half_stride,
+                                        sum);
     return;
   }
   const int64_t tiles = (count + kTallMR - 1) / kTallMR;
@@ -104,14 +107,14 @@ void panel_gemm(const T* const* a, int64_t count, int64_t depth, const T* panel,
       for (int64_t tile = 0, first = 0; tile < tiles; ++tile) {
         const int64_t height = (count - first + tiles - tile - 1) / (tiles - tile);
         panel_tile<T, Arithmetic, 2, kTallMR>(a + first, height, begin, end, panel + half * half_stride, 0,
-                                  sum + (4 * first + 2 * half) * L);
+                                              sum + (4 * first + 2 * half) * L);
         first += height;
       }
     }
 }
 
-// T is the type of the sums and of the elements, W that of what is stored: weights, x, states and gradients of
-// the gates. A row block may come from either.
+// T is the type of the sums and of the elements, W that of what is stored: weights, x, states and gradients
+// of the gates. A row block may come from either.
 template <class T, class W>
 struct VectorPanels {
   // Depth of all panels that stay in a core's own cache: 256 KiB of at least 512.
@@ -186,9 +189,9 @@ void pack_panels(const W* const* rows, int64_t depth, int64_t columns, Range pan
     for (int64_t k = 0; k < packed_depth; ++k)
       for (int64_t v = 0; v < 4; ++v) {
         const int64_t column = v * kLanes<T>;
-        store(out + panel_offset<T>(packed_depth, v / 2, k) + v % 2 * kLanes<T>,
-              column < count ? Panels::load_across(rows, k, depth, first + column, count - column)
-                             : Vec<T>{});
+        store(
+            out + panel_offset<T>(packed_depth, v / 2, k) + v % 2 * kLanes<T>,
+            column < count ? Panels::load_across(rows, k, depth, first + column, count - column) : Vec<T>{});
       }
   }
 }
@@ -226,7 +229,8 @@ void transpose(const W* const* rows, int64_t depth, Range columns, W* out) {
       for (int64_t i = 0; i < L; ++i)
         square[i] = i < height ? Panels::load_across(rows, k + i, depth, column, width) : Vec<T>{};
       transpose_square<T>(square);
-      for (int64_t j = 0; j < width; ++j) Panels::store_along(out + (column + j) * depth, k, depth, square[j]);
+      for (int64_t j = 0; j < width; ++j)
+        Panels::store_along(out + (column + j) * depth, k, depth, square[j]);
     }
 }
 
