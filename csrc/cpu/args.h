@@ -9,6 +9,7 @@
 #include <bit>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 
 #include "plan.h"
 
@@ -40,8 +41,14 @@ struct Rows {
   [[gnu::always_inline]] int64_t entry(int64_t t, int64_t row) const { return offset[t] + row; }
 };
 
+// In what x, h and y are stored: bfloat16 as it is, and float16 widened.
+template <class T, class W>
+using StateType = std::conditional_t<std::is_same_v<W, BFloat16>, W, T>;
+
 template <class T, class W>
 struct ForwardArgs {
+  using S = StateType<T, W>;
+
   Sizes size;
   Rows rows;
   bool reverse;                        // runs from each row's last step to its first
@@ -52,8 +59,8 @@ struct ForwardArgs {
   T* packed_ih;       // packed_weights(I, H) elements of workspace; null: weights are read unpacked
   T* packed_hh;       // packed_weights(P, H)
   const T* bias;      // [4H]       may be null
-  const T* x;         // [S, I]
-  const T* h0;        // [N, P]
+  const S* x;         // [S, I]
+  const S* h0;        // [N, P]
   const T* c0;        // [N, H]
   const void* zeros;  // [max(H, P)]  state before a segment; may be null without resets
   T* gates;           // [S, 4H], or [B, 4H] of one time block; step t begins at entry gates_offset[t]
@@ -62,13 +69,13 @@ struct ForwardArgs {
   bool keep_gates;  // write the activated gates; without it `gates` is workspace, unused with input_in_step
   bool input_in_step;  // multiply x with W_ih in each step, not for a time block before its first step
   bool recompute;      // y is given, not written: only gates and cells are computed
-  T* y;                // [S, P]       written for the active rows of a step
+  S* y;                // [S, P]       written for the active rows of a step
   int64_t y_stride;
   T* cells;  // [S, H]       written; [N, H], overwritten in each step, without keep_cells
   int64_t cells_stride;
   bool keep_cells;
   T* h;    // [N, H]       workspace: h of one step before its projection; null without one
-  T* h_n;  // [N, P]       written: state after each row's last step; null with recompute
+  S* h_n;  // [N, P]       written: state after each row's last step; null with recompute
   T* c_n;  // [N, H]       written; may be `cells` without keep_cells; null with recompute
 };
 

@@ -54,7 +54,7 @@ void write_last_states(const ForwardArgs<T, W>& args) {
   const Sizes& s = args.size;
   for (int64_t row = 0; row < s.batch; ++row) {
     const int64_t length = args.rows.length[row], last = args.reverse ? 0 : length - 1;
-    const T* const h =
+    const auto* const h =
         length ? args.y + args.rows.entry(last, row) * args.y_stride : args.h0 + row * s.outputs;
     const T* const c =
         length ? args.cells + (args.keep_cells ? args.rows.entry(last, row) : row) * args.cells_stride
@@ -73,7 +73,7 @@ int64_t packed_weights(int64_t depth, int64_t hidden) {
 
 template <class T, class W>
 int64_t forward_workspace(const Sizes& size, const ThreadPlan& plan) {
-  return plan.packs ? plan.threads() * forward_kernels<T, W>().workspace(size) : 0;
+  return plan.threads() * forward_kernels<T, W>().workspace(size);
 }
 
 template <class T, class W>

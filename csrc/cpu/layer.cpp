@@ -51,8 +51,8 @@ struct Schedule {
   Rows rows() const { return {length.data(), order.data(), active.data(), offset.data(), resets}; }
 };
 
-// What the backward pass multiplies: bfloat16 as it is stored, and float16 widened.
-ScalarType factor_type(const Tensor& x) {
+// In what x, h and y are read and written: bfloat16 as it is stored, and float16 widened.
+ScalarType state_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Half ? ScalarType::Float : x.scalar_type();
 }
 
@@ -64,16 +64,16 @@ struct LayerCall {
 
   // The forward pass reads 16-bit weights as they are stored.
   LayerCall(const LayerInputs& in, Pass pass)
-      : layer(in, pass == Pass::forward ? compute_type(in.x) : factor_type(in.x),
-              pass == Pass::forward ? in.x.scalar_type() : factor_type(in.x)),
+      : layer(in, state_type(in.x), pass == Pass::forward ? in.x.scalar_type() : state_type(in.x)),
         schedule(layer),
         plan(make_thread_plan(layer.size, static_cast<int64_t>(torch::stable::get_num_threads()), pass)) {
     layer.c0 = prepare(in.c0, compute_type(in.x));
   }
 
-  // A sequence tensor; the passes write the steps of each row, and what lies past its length reads as zero.
-  Tensor new_sequence(int64_t columns) const {
-    Tensor sequence = new_large(layer.x, layer.sequence(columns));
+  // A sequence tensor of the type of another; the passes write the steps of each row, and what lies past its
+  // length reads as zero.
+  Tensor new_sequence(const Tensor& like, int64_t columns) const {
+    Tensor sequence = new_large(like, layer.sequence(columns));
     if (layer.lengths) torch::stable::zero_(sequence);
     return sequence;
   }
@@ -113,7 +113,7 @@ std::vector<T> summed_biases(const Layer& layer) {
   const int64_t G = 4 * layer.size.hidden;
   std::vector<T> bias = new_vector<T>(layer.size.directions * G);
   for (int64_t d = 0; d < layer.size.directions; ++d) {
-    const ScalarType type = layer.x.scalar_type();
+    const ScalarType type = layer.c0.scalar_type();
     const Tensor ih = prepare(layer.bias_ih(d), type);
     const Tensor hh = prepare(layer.bias_hh(d), type);
     const T *const of_ih = pointer<T>(ih), *const of_hh = pointer<T>(hh);
@@ -126,7 +126,8 @@ std::vector<T> summed_biases(const Layer& layer) {
 template <class T, class W>
 void run_forward(const LayerCall& call, const ForwardResults& out, bool recompute) {
   const Layer& layer = call.layer;
-  const auto& [steps, N, I, H, P, D, S] = layer.size;
+  const auto& [steps, N, I, H, P, D, entries] = layer.size;
+  using S = StateType<T, W>;
   const int64_t G = 4 * H;
   const std::vector<T> biases = summed_biases<T>(layer);
   const std::vector<T> zeros = new_vector<T>(call.schedule.resets ? std::max(H, P) : 0);
@@ -154,8 +155,8 @@ void run_forward(const LayerCall& call, const ForwardResults& out, bool recomput
                      .packed_ih = packs ? packed_ih : nullptr,
                      .packed_hh = packs ? packed_hh : nullptr,
                      .bias = layer.biased ? biases.data() + d * G : nullptr,
-                     .x = pointer<T>(layer.x),
-                     .h0 = pointer<T>(layer.h0) + d * N * P,
+                     .x = pointer<S>(layer.x),
+                     .h0 = pointer<S>(layer.h0) + d * N * P,
                      .c0 = pointer<T>(layer.c0) + d * N * H,
                      .zeros = zeros.data(),
                      .gates = out.gates ? pointer<T>(out.gates) + d * G : gates_memory,
@@ -164,12 +165,12 @@ void run_forward(const LayerCall& call, const ForwardResults& out, bool recomput
                      .keep_gates = out.gates.has_value(),
                      .input_in_step = in_step,
                      .recompute = recompute,
-                     .y = pointer<T>(out.y) + d * P,
+                     .y = pointer<S>(out.y) + d * P,
                      .y_stride = D * P,
                      .h = layer.projected ? gates_memory + gates_size : nullptr};
     ForwardArgs<T, W>& args = directions[d];
     if (!recompute) {
-      args.h_n = pointer<T>(out.h_n) + d * N * P;
+      args.h_n = pointer<S>(out.h_n) + d * N * P;
       args.c_n = pointer<T>(out.c_n) + d * N * H;
     }
     args.cells = out.cells ? pointer<T>(out.cells) + d * H : args.c_n;
@@ -266,13 +267,13 @@ struct Backend {
   static ForwardResults forward(const LayerInputs& in, const Keep& keep) {
     const LayerCall call(in, Pass::forward);
     const auto& [T, N, I, H, P, D, S] = call.layer.size;
-    ForwardResults out{.y = call.new_sequence(D * P),
+    ForwardResults out{.y = call.new_sequence(call.layer.x, D * P),
                        .h_n = allocate(call.layer.x, {D, N, P}),
-                       .c_n = allocate(call.layer.x, {D, N, H}),
+                       .c_n = allocate(call.layer.c0, {D, N, H}),
                        .cells = {},
                        .gates = {}};
-    if (keep.cells) out.cells = call.new_sequence(D * H);
-    if (keep.gates) out.gates = call.new_sequence(D * 4 * H);
+    if (keep.cells) out.cells = call.new_sequence(call.layer.c0, D * H);
+    if (keep.gates) out.gates = call.new_sequence(call.layer.c0, D * 4 * H);
     run_forward(call, out, false);
     for (Tensor* const result : {&out.y, &out.h_n, &out.c_n}) *result = cast(*result, in.x.scalar_type());
     return out;
@@ -281,15 +282,16 @@ struct Backend {
   static RecomputedTensors recompute(const LayerInputs& in, const Tensor& y) {
     const LayerCall call(in, Pass::forward);
     const int64_t D = call.layer.size.directions, H = call.layer.size.hidden;
-    const RecomputedTensors out{call.new_sequence(D * H), call.new_sequence(D * 4 * H)};
-    run_forward(call, {prepare(y, compute_type(in.x)), {}, {}, out.cells, out.gates}, true);
+    const Tensor& c0 = call.layer.c0;
+    const RecomputedTensors out{call.new_sequence(c0, D * H), call.new_sequence(c0, D * 4 * H)};
+    run_forward(call, {prepare(y, state_type(in.x)), {}, {}, out.cells, out.gates}, true);
     return out;
   }
 
   static InputGradients backward(const LayerInputs& in, const OutputGradients& grads,
                                  const SavedForBackward& saved, const NeededGradients& needed) {
     const LayerCall call(in, Pass::backward);
-    const ScalarType factor = factor_type(in.x), kept = kept_type(in.x);
+    const ScalarType factor = state_type(in.x), kept = kept_type(in.x);
     const auto run = factor == ScalarType::Double     ? run_backward<double, double>
                      : factor == ScalarType::BFloat16 ? run_backward<float, BFloat16>
                                                       : run_backward<float, float>;

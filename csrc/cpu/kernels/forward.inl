@@ -5,35 +5,42 @@
 template <class T, class W, class Panels>
 class GateProduct {
  public:
-  GateProduct(const T* const* rows, int64_t count, int64_t depth, const W* weight, const T* packed,
+  using S = StateType<T, W>;
+
+  GateProduct(const S* const* rows, int64_t count, int64_t depth, const W* weight, const T* packed,
               T* workspace)
-      : rows_(rows),
-        count_(count),
+      : count_(count),
         depth_(depth),
         weight_(weight),
         packed_(packed),
-        block_(rows, packed ? count : 0, depth, workspace) {}
+        block_(rows, packed ? count : 0, depth, workspace),
+        unpacked_(rows, packed ? 0 : count, depth, workspace) {}
+
+  static int64_t workspace(int64_t depth) {
+    return std::max(Panels::template workspace<S>(depth), VectorPanels<T, W>::template workspace<S>(depth));
+  }
 
   // sum [count, 4 gates, lanes] += the rows times the weights of the units from `unit` on.
   void add(int64_t hidden, int64_t unit, T* sum) const {
     constexpr int64_t L = kLanes<T>;
     if (packed_) return block_.multiply(packed_ + unit * 4 * Panels::packed_depth(depth_), 4, sum);
     for (int64_t gate = 0; gate < 4; ++gate)
-      dot_gemm<T, W>(rows_, count_, weight_ + (gate * hidden + unit) * depth_, depth_,
+      dot_gemm<T, W>(unpacked_.rows(), count_, weight_ + (gate * hidden + unit) * depth_, depth_,
                      std::min(L, hidden - unit), depth_, sum + gate * L, 4 * L);
   }
 
  private:
-  const T* const* rows_;
   int64_t count_, depth_;
   const W* weight_;
   const T* packed_;
   typename Panels::RowBlock block_;
+  typename VectorPanels<T, W>::RowBlock unpacked_;
 };
 
-template <class T, class Panels>
+template <class T, class W, class Panels>
 int64_t forward_workspace_of_thread(const Sizes& size) {
-  return Panels::template workspace<T>(size.input) + Panels::template workspace<T>(size.outputs);
+  return GateProduct<T, W, Panels>::workspace(size.input) +
+         GateProduct<T, W, Panels>::workspace(size.outputs);
 }
 
 template <class T, class W>
@@ -56,7 +63,7 @@ void start_gates(const ForwardArgs<T, W>& args, const GateProduct<T, W, Panels>&
 template <class T, class W, class Panels>
 void input_gates(const ForwardArgs<T, W>& args, Range time_block, const Share<T>& share) {
   const int64_t H = args.size.hidden, I = args.size.input, L = kLanes<T>;
-  const T* x[kMC];
+  const StateType<T, W>* x[kMC];
   T* gates[kMC];
   int64_t count = 0;
   const auto flush = [&] {
@@ -93,8 +100,11 @@ FUSEDLSTM_HOST_DEVICE void update_cells(const ForwardArgs<T, W>& args, int64_t t
   const Vec<T> c_t = next_cell(activated, load(c_prev + unit, units));
   store(args.cells + (args.keep_cells ? entry : row) * args.cells_stride + unit, c_t, units);
   if (!args.recompute) {
-    T* const h = args.h ? args.h + row * H : args.y + entry * args.y_stride;
-    store(h + unit, hidden_state<VectorMath<T>>(activated, c_t), units);
+    const Vec<T> h = hidden_state<VectorMath<T>>(activated, c_t);
+    if (args.h)
+      store(args.h + row * H + unit, h, units);
+    else
+      store(args.y + entry * args.y_stride + unit, h, units);
   }
   if (args.keep_gates) store_gates(gates + unit, activated, H, units);
 }
@@ -103,7 +113,8 @@ template <class T, class W, class Panels>
 void forward_step(const ForwardArgs<T, W>& args, int64_t t, const Share<T>& share) {
   const int64_t I = args.size.input, H = args.size.hidden, P = args.size.outputs, L = kLanes<T>;
   for_each_row_block(args.rows, t, share, [&](const int64_t* row, int64_t count) {
-    const T *x[kMC], *h_prev[kMC], *c_prev[kMC];
+    const StateType<T, W>*x[kMC], *h_prev[kMC];
+    const T* c_prev[kMC];
     T* gates[kMC];
     for (int64_t r = 0; r < count; ++r) {
       x[r] = args.x + args.rows.entry(t, row[r]) * I;
@@ -115,7 +126,7 @@ void forward_step(const ForwardArgs<T, W>& args, int64_t t, const Share<T>& shar
     const GateProduct<T, W, Panels> of_x(x, args.input_in_step ? count : 0, I, args.weight_ih, args.packed_ih,
                                          share.workspace),
         of_h(h_prev, count, P, args.weight_hh, args.packed_hh,
-             share.workspace + Panels::template workspace<T>(I));
+             share.workspace + GateProduct<T, W, Panels>::workspace(I));
     for (int64_t unit = share.unit_blocks.begin * L; unit < std::min(share.unit_blocks.end * L, H);
          unit += L) {
       alignas(64) T sum[kMC * 4 * L];

@@ -33,7 +33,7 @@ FUSEDLSTM_HOST_DEVICE void store_gates(S* out, const Gates<V>& gates, int64_t H,
 template <class T, class W, class Panels = VectorPanels<T, W>>
 constexpr ForwardKernels<T, W> make_forward_kernels() {
   return {{.lanes = kLanes<T>, .cached_depth = Panels::kCachedDepth},
-          forward_workspace_of_thread<T, Panels>,
+          forward_workspace_of_thread<T, W, Panels>,
           pack_gates<T, W, Panels>,
           input_gates<T, W, Panels>,
           forward_step<T, W, Panels>,

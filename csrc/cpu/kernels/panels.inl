@@ -164,6 +164,8 @@ struct VectorPanels {
       }
     }
 
+    const T* const* rows() const { return rows_; }
+
     // sum [count, 4 vectors] += the rows times a panel; with two `vectors` or fewer its first half alone.
     void multiply(const T* panel, int64_t vectors, T* sum, int64_t kc = kKC) const {
       panel_gemm<T, MultiplyAdd<T>>(rows_, count_, depth_, panel, vectors, sum, kc);
