@@ -21,6 +21,7 @@ inline __attribute__((always_inline)) void compiler_barrier() {
 }
 
 struct TilePanels : PairLayout<kTileDepth> {
+  using Unpacked = DotPairs;
   // Panels of 1 MiB: rows are rounded anew for each NC of the panels, and processors with AMX have 2 MiB.
   static constexpr int64_t kCachedDepth = (1 << 20) / (kNR<float> * sizeof(BFloat16));
 
@@ -52,8 +53,7 @@ struct TilePanels : PairLayout<kTileDepth> {
 
   class RowBlock {
    public:
-    template <class S>
-    RowBlock(const S* const* rows, int64_t count, int64_t depth, float* workspace)
+    RowBlock(const BFloat16* const* rows, int64_t count, int64_t depth, float* workspace)
         : rows_(workspace), count_(count), stride_(row_stride(depth)), packed_depth_(packed_depth(depth)) {
       copy(rows, count, depth, workspace);
     }

@@ -9,8 +9,7 @@ class GateProduct {
 
   GateProduct(const S* const* rows, int64_t count, int64_t depth, const W* weight, const T* packed,
               T* workspace)
-      : count_(count),
-        depth_(depth),
+      : depth_(depth),
         weight_(weight),
         packed_(packed),
         block_(rows, packed ? count : 0, depth, workspace),
@@ -25,16 +24,16 @@ class GateProduct {
     constexpr int64_t L = kLanes<T>;
     if (packed_) return block_.multiply(packed_ + unit * 4 * Panels::packed_depth(depth_), 4, sum);
     for (int64_t gate = 0; gate < 4; ++gate)
-      dot_gemm<T, W>(unpacked_.rows(), count_, weight_ + (gate * hidden + unit) * depth_, depth_,
-                     std::min(L, hidden - unit), depth_, sum + gate * L, 4 * L);
+      unpacked_.multiply(weight_ + (gate * hidden + unit) * depth_, std::min(L, hidden - unit),
+                         sum + gate * L);
   }
 
  private:
-  int64_t count_, depth_;
+  int64_t depth_;
   const W* weight_;
   const T* packed_;
   typename Panels::RowBlock block_;
-  typename VectorPanels<T, W>::RowBlock unpacked_;
+  typename Panels::Unpacked unpacked_;
 };
 
 template <class T, class W, class Panels>

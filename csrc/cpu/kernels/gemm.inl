@@ -44,9 +44,16 @@ FUSEDLSTM_HOST_DEVICE int64_t dot_kc(int64_t depth) {
   return (depth + blocks * kLanes<T> - 1) / (blocks * kLanes<T>)*kLanes<T>;
 }
 
+// How elements are multiplied and added up: as T.
+template <class T>
+struct MultiplyAdd {
+  static FUSEDLSTM_HOST_DEVICE Vec<T> splat_element(const T* element) { return splat(*element); }
+  static FUSEDLSTM_HOST_DEVICE void add(Vec<T>& sum, Vec<T> value, Vec<T> column) { sum += value * column; }
+};
+
 // out[r * out_stride + c] += dot(a[r], row c of w) over k in [begin, end), for R rows and C columns whose
 // depth is one vector at least.
-template <class T, class W, int R, int C>
+template <class T, class W, class Arithmetic, int R, int C>
 FUSEDLSTM_HOST_DEVICE void dot_microkernel(const T* const* a, const W* w, int64_t w_stride, int64_t begin,
                                            int64_t end, T* out, int64_t out_stride) {
   constexpr int64_t L = kLanes<T>;
@@ -68,7 +75,7 @@ FUSEDLSTM_HOST_DEVICE void dot_microkernel(const T* const* a, const W* w, int64_
       Vec<T> column = widened<T>(w + c * w_stride + k);
       if constexpr (!whole.value) column = last_lanes<T>(column, lanes);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sum[r][c] += values[r] * column;
+      for (int r = 0; r < R; ++r) Arithmetic::add(sum[r][c], values[r], column);
     }
   };
   int64_t k = begin;
@@ -89,32 +96,34 @@ FUSEDLSTM_HOST_DEVICE void dot_microkernel(const T* const* a, const W* w, int64_
 }
 
 // The same for `count` rows, at most R.
-template <class T, class W, int C, int R = kMR>
+template <class T, class W, class Arithmetic, int C, int R = kMR>
 FUSEDLSTM_HOST_DEVICE void dot_tile(const T* const* a, int64_t count, const W* w, int64_t w_stride,
                                     int64_t begin, int64_t end, T* out, int64_t out_stride) {
   if constexpr (R > 1) {
-    if (count < R) return dot_tile<T, W, C, R - 1>(a, count, w, w_stride, begin, end, out, out_stride);
+    if (count < R)
+      return dot_tile<T, W, Arithmetic, C, R - 1>(a, count, w, w_stride, begin, end, out, out_stride);
   }
-  dot_microkernel<T, W, R, C>(a, w, w_stride, begin, end, out, out_stride);
+  dot_microkernel<T, W, Arithmetic, R, C>(a, w, w_stride, begin, end, out, out_stride);
 }
 
 // The same for a whole vector of columns. A single row takes twice the columns at once, so that it has enough
 // sums to hide the latency of an addition.
-template <class T, class W>
+template <class T, class W, class Arithmetic>
 FUSEDLSTM_HOST_DEVICE void dot_vector(const T* const* a, int64_t count, const W* w, int64_t w_stride,
                                       int64_t begin, int64_t end, T* out, int64_t out_stride) {
   constexpr int C = kDotColumns<T>, wide = kLanes<T> % (2 * C) == 0 ? 2 * C : C;
   if (count == 1) {
     for (int64_t c = 0; c < kLanes<T>; c += wide)
-      dot_microkernel<T, W, 1, wide>(a, w + c * w_stride, w_stride, begin, end, out + c, out_stride);
+      dot_microkernel<T, W, Arithmetic, 1, wide>(a, w + c * w_stride, w_stride, begin, end, out + c,
+                                                 out_stride);
   } else {
     for (int64_t c = 0; c < kLanes<T>; c += C)
-      dot_tile<T, W, C>(a, count, w + c * w_stride, w_stride, begin, end, out + c, out_stride);
+      dot_tile<T, W, Arithmetic, C>(a, count, w + c * w_stride, w_stride, begin, end, out + c, out_stride);
   }
 }
 
 // out[r * out_stride + c] += dot(a[r], row c of w), for at most kMC rows and kLanes columns.
-template <class T, class W>
+template <class T, class W, class Arithmetic = MultiplyAdd<T>>
 void dot_gemm(const T* const* a, int64_t count, const W* w, int64_t w_stride, int64_t columns, int64_t depth,
               T* out, int64_t out_stride) {
   constexpr int64_t L = kLanes<T>;
@@ -133,10 +142,11 @@ void dot_gemm(const T* const* a, int64_t count, const W* w, int64_t w_stride, in
       const T* const* const rows = a + first;
       T* const to = out + first * out_stride;
       if (columns == L) {
-        dot_vector<T, W>(rows, height, w, w_stride, begin, end, to, out_stride);
+        dot_vector<T, W, Arithmetic>(rows, height, w, w_stride, begin, end, to, out_stride);
       } else {
         for (int64_t c = 0; c < columns; ++c)
-          dot_tile<T, W, 1>(rows, height, w + c * w_stride, w_stride, begin, end, to + c, out_stride);
+          dot_tile<T, W, Arithmetic, 1>(rows, height, w + c * w_stride, w_stride, begin, end, to + c,
+                                        out_stride);
       }
       first += height;
     }

@@ -28,13 +28,6 @@ FUSEDLSTM_HOST_DEVICE int64_t panel_offset(int64_t depth, int64_t half, int64_t 
   return (half * depth + k) * 2 * kLanes<T>;
 }
 
-// How elements are multiplied and added up: as T.
-template <class T>
-struct MultiplyAdd {
-  static FUSEDLSTM_HOST_DEVICE Vec<T> splat_element(const T* element) { return splat(*element); }
-  static FUSEDLSTM_HOST_DEVICE void add(Vec<T>& sum, Vec<T> value, Vec<T> column) { sum += value * column; }
-};
-
 // sum [R, 4 vectors] += a times a panel over k in [begin, end), for all C = 4 vectors, or for C = 2 of the
 // half that `panel` points to. `half_stride` is from one half to the other.
 template <class T, class Arithmetic, int R, int C>
@@ -113,6 +106,9 @@ void panel_gemm(const T* const* a, int64_t count, int64_t depth, const T* panel,
     }
 }
 
+template <class T, class W>
+class DotRows;
+
 // T is the type of the sums and of the elements, W that of what is stored: weights, x, states and gradients
 // of the gates. A row block may come from either.
 template <class T, class W>
@@ -135,6 +131,9 @@ struct VectorPanels {
                                                   int64_t column, int64_t columns) {
     return widened<T>(rows[k] + column, columns);
   }
+
+  // Rows that are multiplied with unpacked weights.
+  using Unpacked = DotRows<T, W>;
 
   // State of the processor while a row block is multiplied: none here.
   struct Setup {
@@ -179,6 +178,24 @@ struct VectorPanels {
  private:
   // Whole vectors, and one more, so that rows do not map to the same sets of the L1 cache.
   static int64_t row_stride(int64_t depth) { return (depth / kLanes<T> + 2) * kLanes<T>; }
+};
+
+// A row block [count, depth], to be multiplied with rows of a weight as they are stored.
+template <class T, class W>
+class DotRows {
+ public:
+  template <class S>
+  DotRows(const S* const* rows, int64_t count, int64_t depth, T* workspace)
+      : block_(rows, count, depth, workspace), count_(count), depth_(depth) {}
+
+  // sum [count, 4 vectors] += the rows times `columns` rows of the weight, one vector at most.
+  void multiply(const W* weight, int64_t columns, T* sum) const {
+    dot_gemm<T, W>(block_.rows(), count_, weight, depth_, columns, depth_, sum, kNR<T>);
+  }
+
+ private:
+  typename VectorPanels<T, W>::RowBlock block_;
+  int64_t count_, depth_;
 };
 
 // Packs a matrix [depth, columns]; columns that do not exist become zero.
