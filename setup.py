@@ -29,6 +29,7 @@ CPU_SOURCES = [
     "csrc/cpu/kernels/plain.cpp",
     "csrc/cpu/kernels/avx2.cpp",
     "csrc/cpu/kernels/avx512.cpp",
+    "csrc/cpu/kernels/avx512_bf16.cpp",
     "csrc/cpu/kernels/amx.cpp",
     "csrc/cuda/plan.cpp",  # needs no CUDA
 ]

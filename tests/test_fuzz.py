@@ -15,6 +15,7 @@ SEEDS = {
     "plain": range(80),
     "avx2": range(1000, 1050),
     "avx512": range(2000, 2050),
+    "avx512_bf16": range(2500, 2550),
     "amx": range(3000, 3050),
     "emulated": range(4000, 4020),
     "cuda": range(5000, 5150),

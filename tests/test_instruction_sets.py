@@ -1,5 +1,6 @@
 """Every instruction set that this processor has, not the best alone."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -13,28 +14,57 @@ import fusedlstm
 ROOT = Path(__file__).parent.parent
 
 
+EMULATED_AMX = "amx, emulated"
+NOT_THERE = "FUSEDLSTM_ISA must be one this processor has"
+
+
 def run(isa, *arguments):
+    python = [sys.executable, *(["-m", "tests.emulated_tiles"] if isa == EMULATED_AMX else [])]
     return subprocess.run(
-        [sys.executable, *arguments],
-        env={**os.environ, "FUSEDLSTM_ISA": isa},
+        [*python, *arguments],
+        env={**os.environ, "FUSEDLSTM_ISA": isa.split(",")[0]},
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
         check=False,
     )
 
 
-@pytest.fixture(scope="module", params=["plain", "avx2", "avx512", "amx"])
+@pytest.fixture(scope="module", params=["plain", "avx2", "avx512", "avx512_bf16", "amx", EMULATED_AMX])
 def isa(request):
-    done = run(request.param, "-m", "fusedlstm", "info")
-    if "FUSEDLSTM_ISA must be one this processor has" in done.stderr + done.stdout:
-        pytest.skip(f"this processor has no {request.param}")
-    assert f"usable, {request.param}" in done.stdout, done.stderr
+    """The emulation has the tile instructions of AMX alone, and needs AVX512_BF16 for the others."""
+    name = "avx512_bf16" if request.param == EMULATED_AMX else request.param
+    done = run(name, "-m", "fusedlstm", "info")
+    if NOT_THERE in done.stderr + done.stdout:
+        pytest.skip(f"this processor has no {name}")
+    assert f"usable, {name}" in done.stdout, done.stderr
     return request.param
 
 
-@pytest.mark.parametrize("tests", ["test_gradients.py::test_values_and_gradients", "test_limits_of_gates.py"])
+def check_that_tiles_are_used():
+    from fusedlstm import _C
+
+    products = ctypes.CDLL(_C.__file__).fusedlstm_tile_products
+    counts = [products()]
+    x = torch.ones(3, 17, 5, dtype=torch.bfloat16, requires_grad=True)
+    y, _ = fusedlstm.LSTM(5, 7, dtype=torch.bfloat16)(x)
+    counts.append(products())
+    y.sum().backward()
+    counts.append(products())
+    assert 0 == counts[0] < counts[1] < counts[2], counts
+
+
+def test_tiles_are_used(isa):
+    if isa != EMULATED_AMX:
+        pytest.skip("the emulation alone counts its instructions")
+    done = run(isa, "-c", "import tests.test_instruction_sets as t; t.check_that_tiles_are_used()")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    "tests", ["test_gradients.py::test_values_and_gradients", "test_limits_of_gates.py", "test_resets.py"]
+)
 def test_values_and_gradients(tests, isa):
     not_the_emulator = ["-k", "not emulated and not cuda"]
     options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", *not_the_emulator]

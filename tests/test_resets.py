@@ -109,6 +109,24 @@ def test_one_border_for_the_whole_batch_is_two_calls(dtype, device):
     torch.testing.assert_close(grad, expected, **tolerance)
 
 
+@pytest.mark.parametrize("proj_size", [0, 5], ids=["plain", "projected"])
+@pytest.mark.parametrize("N", [17, 18, 35], ids=str)
+def test_a_border_in_the_last_row_of_a_tile(N, proj_size, device):
+    """The backward product of the other rows is in tiles of up to 16, which must not reach the row that is cut."""
+    lstm = fusedlstm.LSTM(7, 33, proj_size=proj_size, dtype=torch.bfloat16, device=device)
+    exact = fusedlstm.LSTM(7, 33, proj_size=proj_size, dtype=torch.float64)
+    exact.load_state_dict(lstm.state_dict())
+    x = torch.randn(6, N, 7, dtype=torch.bfloat16)
+    resets = torch.zeros(6, N, dtype=torch.bool)
+    resets[3, -1] = True
+    grads = []
+    for module, on in ((lstm, device), (exact, "cpu")):
+        leaf = x.to(on, module.weight_ih_l0.dtype).requires_grad_()
+        y, _ = module(leaf, resets=resets.to(on))
+        grads += torch.autograd.grad(y, leaf, torch.ones_like(y))
+    torch.testing.assert_close(grads[0].cpu().double(), grads[1], rtol=0, atol=0.03 * grads[1].abs().max().item())
+
+
 def test_a_diverged_segment_does_not_spoil_the_next(device):
     lstm = fusedlstm.LSTM(3, 6, num_layers=2, device=device)
     x = torch.randn(5, 2, 3, device=device)

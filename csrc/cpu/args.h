@@ -6,8 +6,10 @@
 // Gates are ordered i, f, g, o. As type names T is the compute type and W that of the stored weights.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 
 #include "plan.h"
 
@@ -20,6 +22,13 @@ struct BFloat16 {
 struct Half {
   uint16_t bits;
 };
+[[gnu::always_inline]] inline float widen(BFloat16 value) {
+  return std::bit_cast<float>(uint32_t{value.bits} << 16);
+}
+template <class T>
+[[gnu::always_inline]] inline T widen(T value) {
+  return value;
+}
 
 // Which rows take part in which step. Rows are visited longest first, so those active in a step are a prefix.
 struct Rows {
@@ -32,8 +41,14 @@ struct Rows {
   [[gnu::always_inline]] int64_t entry(int64_t t, int64_t row) const { return offset[t] + row; }
 };
 
+// In what x, h and y are stored: bfloat16 as it is, and float16 widened.
+template <class T, class W>
+using StateType = std::conditional_t<std::is_same_v<W, BFloat16>, W, T>;
+
 template <class T, class W>
 struct ForwardArgs {
+  using S = StateType<T, W>;
+
   Sizes size;
   Rows rows;
   bool reverse;                        // runs from each row's last step to its first
@@ -41,48 +56,48 @@ struct ForwardArgs {
   const W* weight_ih;                  // [4H, I]
   const W* weight_hh;                  // [4H, P]
   const W* weight_hr;                  // [P, H]  null: no projection
-  T* packed_ih;    // packed_weights(I, H) elements of workspace; null: weights are read unpacked
-  T* packed_hh;    // packed_weights(P, H)
-  const T* bias;   // [4H]       may be null
-  const T* x;      // [S, I]
-  const T* h0;     // [N, P]
-  const T* c0;     // [N, H]
-  const T* zeros;  // [max(H, P)]  state before a segment; may be null without resets
-  T* gates;        // [S, 4H], or [B, 4H] of one time block; step t begins at entry gates_offset[t]
+  T* packed_ih;       // packed_weights(I, H) elements of workspace; null: weights are read unpacked
+  T* packed_hh;       // packed_weights(P, H)
+  const T* bias;      // [4H]       may be null
+  const S* x;         // [S, I]
+  const S* h0;        // [N, P]
+  const T* c0;        // [N, H]
+  const void* zeros;  // [max(H, P)]  state before a segment; may be null without resets
+  T* gates;           // [S, 4H], or [B, 4H] of one time block; step t begins at entry gates_offset[t]
   const int64_t* gates_offset;  // [T]
   int64_t gates_stride;
   bool keep_gates;  // write the activated gates; without it `gates` is workspace, unused with input_in_step
   bool input_in_step;  // multiply x with W_ih in each step, not for a time block before its first step
   bool recompute;      // y is given, not written: only gates and cells are computed
-  T* y;                // [S, P]       written for the active rows of a step
+  S* y;                // [S, P]       written for the active rows of a step
   int64_t y_stride;
   T* cells;  // [S, H]       written; [N, H], overwritten in each step, without keep_cells
   int64_t cells_stride;
   bool keep_cells;
   T* h;    // [N, H]       workspace: h of one step before its projection; null without one
-  T* h_n;  // [N, P]       written: state after each row's last step; null with recompute
+  S* h_n;  // [N, P]       written: state after each row's last step; null with recompute
   T* c_n;  // [N, H]       written; may be `cells` without keep_cells; null with recompute
 };
 
-template <class T>
+template <class T, class W>
 struct BackwardArgs {
   Sizes size;
   Rows rows;
   bool reverse;
   std::span<const Range> time_blocks;  // from the direction's last steps to its first
-  const T* weight_ih;                  // [4H, I]
-  const T* weight_hh;                  // [4H, P]
-  const T* weight_hr;                  // [P, H]     null: no projection
-  const T* x;                          // [S, I]
-  const T* h0;                         // [N, P]
+  const W* weight_ih;                  // [4H, I]
+  const W* weight_hh;                  // [4H, P]
+  const W* weight_hr;                  // [P, H]     null: no projection
+  const W* x;                          // [S, I]
+  const W* h0;                         // [N, P]
   const T* c0;                         // [N, H]
-  const T* zeros;       // [max(H, P)]  state before a segment, and of a row that takes no part in a step
-  const T* y;           // [S, P]
+  const void* zeros;    // [max(H, P)]  state before a segment, and of a row that takes no part in a step
+  const W* y;           // [S, P]
   const T* gates;       // [S, 4H]    activated
   const T* cells;       // [S, H]
-  const T* grad_y;      // [S, P]     may be null (zero)
+  const W* grad_y;      // [S, P]     may be null (zero)
   const T* grad_cells;  // [S, H]     may be null (zero)
-  const T* grad_h_n;    // [N, P]     may be null (zero)
+  const W* grad_h_n;    // [N, P]     may be null (zero)
   int64_t gates_stride;
   int64_t y_stride;      // of y and grad_y
   int64_t cells_stride;  // of cells and grad_cells
@@ -94,7 +109,7 @@ struct BackwardArgs {
   T* grad_weight_hh;
   T* grad_weight_hr;
   T* grad_bias;  // [4H]
-  T* workspace;  // backward_workspace(size, plan, projected) elements
+  T* workspace;  // backward_workspace<T, W>(size, plan, projected) elements
 };
 
 // Whether t is the first or last step of a row in the direction's order.
@@ -117,14 +132,14 @@ template <class Args>
 // The states before step t.
 template <class Args>
 [[gnu::always_inline]] inline auto h_before(const Args& args, int64_t t, int64_t row) -> decltype(args.h0) {
-  if (enters_segment(args, t, row)) return args.zeros;
+  if (enters_segment(args, t, row)) return static_cast<decltype(args.h0)>(args.zeros);
   if (is_first(args, t, row)) return args.h0 + row * args.size.outputs;
   return args.y + args.rows.entry(args.reverse ? t + 1 : t - 1, row) * args.y_stride;
 }
 template <class Args>
 [[gnu::always_inline]] inline auto c_before(const Args& args, int64_t t, int64_t row, bool keep_cells)
     -> decltype(args.c0) {
-  if (enters_segment(args, t, row)) return args.zeros;
+  if (enters_segment(args, t, row)) return static_cast<decltype(args.c0)>(args.zeros);
   if (is_first(args, t, row)) return args.c0 + row * args.size.hidden;
   return args.cells +
          (keep_cells ? args.rows.entry(args.reverse ? t + 1 : t - 1, row) : row) * args.cells_stride;
@@ -140,16 +155,18 @@ struct Share {
 };
 
 // Memory of a backward pass. A time block has up to B entries, over which the weight gradients' products sum.
-// Gradients are zero for a row that takes no part in a step.
-template <class T>
+// Gradients are zero for a row that takes no part in a step. Factors of products are rounded to W.
+template <class T, class W>
 struct BackwardWorkspace {
   T *panels_ih, *panels_hh, *panels_hr;    // W_ih [4H, I], W_hh [4H, P], W_hr [P, H]; null: not packed
-  T* grad_gates_next;                      // [N, 4H]  of the step after the block, in the direction's order
-  T* grad_gates_first;                     // [N, 4H]  of each row's first step
-  T* grad_gates;                           // [B, 4H]
-  T *grad_p, *h;                           // [B, P], [B, H]  outputs and h of a layer with a projection
-  T *grad_gates_t, *grad_p_t;              // [4H, B], [P, B]
+  W* grad_gates_next;                      // [N, 4H]  of the step after the block, in the direction's order
+  W* grad_gates_first;                     // [N, 4H]  of each row's first step
+  W* grad_gates;                           // [B, 4H]
+  W *grad_p, *h;                           // [B, P], [B, H]  outputs and h of a layer with a projection
+  W *grad_gates_t, *grad_p_t;              // [4H, B], [P, B]
   T *panels_x, *panels_h_prev, *panels_h;  // x [B, I], state before each step [B, P], h [B, H]
+  T* row_blocks;                           // [threads, row_block]
+  int64_t row_block;                       // elements of a thread's row block
   int64_t size;                            // elements of all
 };
 
@@ -157,13 +174,14 @@ struct BackwardWorkspace {
 int64_t packed_weights(int64_t depth, int64_t hidden);
 template <class T, class W>
 int64_t forward_workspace(const Sizes& size, const ThreadPlan& plan);
+template <class T, class W>
 int64_t backward_workspace(const Sizes& size, const ThreadPlan& plan, bool projected);
 
 // Results have the same bits for any number of threads. `directions` points to `count` arguments of the same
 // sizes, `workspace` to forward_workspace(size, plan) elements.
 template <class T, class W>
 void forward(const ForwardArgs<T, W>* directions, int64_t count, T* workspace, const ThreadPlan& plan);
-template <class T>
-void backward(const BackwardArgs<T>& args, const ThreadPlan& plan);
+template <class T, class W>
+void backward(const BackwardArgs<T, W>& args, const ThreadPlan& plan);
 
 }  // namespace fusedlstm::cpu

@@ -15,23 +15,24 @@ namespace {
 // nn.LSTM adds up one product per step, and so has the rounding error of sums over N rows only.
 constexpr int64_t kWeightGradientKC = 64;
 
+template <class W>
+constexpr W kOne = 1;
+template <>
+constexpr BFloat16 kOne<BFloat16> = {0x3f80};
+
 // A dense matrix as pointers to its rows.
-template <class T>
-std::vector<const T*> row_pointers(const T* matrix, int64_t rows, int64_t stride) {
-  std::vector<const T*> pointers(rows);
+template <class W>
+std::vector<const W*> row_pointers(const W* matrix, int64_t rows, int64_t stride) {
+  std::vector<const W*> pointers(rows);
   for (int64_t r = 0; r < rows; ++r) pointers[r] = matrix + r * stride;
   return pointers;
 }
 
-// Elements of a packed matrix, for panels of any instruction set.
-int64_t packed_size(int64_t depth, int64_t columns) {
-  return depth * round_up(columns, 4 * kMaxLanes);
-}
-
 // Lays out the parts of the workspace one after another, each beginning at a multiple of the longest vector.
 // Without `memory` only the size is of use.
-template <class T>
-BackwardWorkspace<T> lay_out(const Sizes& s, const ThreadPlan& plan, bool projected, T* memory) {
+template <class T, class W>
+BackwardWorkspace<T, W> lay_out(const BackwardKernels<T, W>& k, const Sizes& s, const ThreadPlan& plan,
+                                bool projected, T* memory) {
   const int64_t N = s.batch, H = s.hidden, P = s.outputs, G = 4 * H, depth = plan.block_entries(s);
   const int64_t projected_P = projected ? P : 0, projected_H = projected ? H : 0;
   int64_t used = 0;
@@ -40,34 +41,44 @@ BackwardWorkspace<T> lay_out(const Sizes& s, const ThreadPlan& plan, bool projec
     used += round_up(count, kMaxLanes);
     return begin;
   };
+  const auto take_factor = [&](int64_t count) {
+    return reinterpret_cast<W*>(take(ceil_div(count * sizeof(W), sizeof(T))));
+  };
   // Memory that a plan without packing does not use.
-  const auto take_packed = [&](int64_t count) { return plan.packs ? take(count) : nullptr; };
-  BackwardWorkspace<T> workspace{.panels_ih = take_packed(packed_size(G, s.input)),
-                                 .panels_hh = take_packed(packed_size(G, P)),
-                                 .panels_hr = take_packed(packed_size(projected_P, H)),
-                                 .grad_gates_next = take(N * G),
-                                 .grad_gates_first = take(N * G),
-                                 .grad_gates = take(depth * G),
-                                 .grad_p = take(depth * projected_P),
-                                 .h = take(depth * projected_H),
-                                 .grad_gates_t = take_packed(depth * G),
-                                 .grad_p_t = take_packed(depth * projected_P),
-                                 .panels_x = take_packed(packed_size(depth, s.input)),
-                                 .panels_h_prev = take_packed(packed_size(depth, P)),
-                                 .panels_h = take_packed(packed_size(depth, projected_H))};
+  const auto take_packed = [&](int64_t depth, int64_t columns) {
+    return plan.packs ? take(k.packed_depth(depth) * round_up(columns, k.nr)) : nullptr;
+  };
+  const int64_t row_block = plan.packs ? round_up(k.workspace(std::max(G, depth)), kMaxLanes) : 0;
+  BackwardWorkspace<T, W> workspace{.panels_ih = take_packed(G, s.input),
+                                    .panels_hh = take_packed(G, P),
+                                    .panels_hr = take_packed(projected_P, H),
+                                    .grad_gates_next = take_factor(N * G),
+                                    .grad_gates_first = take_factor(N * G),
+                                    .grad_gates = take_factor(depth * G),
+                                    .grad_p = take_factor(depth * projected_P),
+                                    .h = take_factor(depth * projected_H),
+                                    .grad_gates_t = take_factor(plan.packs ? depth * G : 0),
+                                    .grad_p_t = take_factor(plan.packs ? depth * projected_P : 0),
+                                    .panels_x = take_packed(depth, s.input),
+                                    .panels_h_prev = take_packed(depth, P),
+                                    .panels_h = take_packed(depth, projected_H),
+                                    .row_blocks = take(plan.threads() * row_block),
+                                    .row_block = row_block,
+                                    .size = 0};
   workspace.size = used;
   return workspace;
 }
 
 // The state before each entry of a time block: zeros if its row takes no part in its step.
-template <class T>
-std::vector<const T*> previous_states(const BackwardArgs<T>& args, Range time_block) {
+template <class T, class W>
+std::vector<const W*> previous_states(const BackwardArgs<T, W>& args, Range time_block) {
   const int64_t* const offset = args.rows.offset;
-  std::vector<const T*> states;
+  std::vector<const W*> states;
   states.reserve(offset[time_block.end] - offset[time_block.begin]);
   for (int64_t t = time_block.begin; t < time_block.end; ++t)
     for (int64_t row = 0; row < offset[t + 1] - offset[t]; ++row)
-      states.push_back(t < args.rows.length[row] ? h_before(args, t, row) : args.zeros);
+      states.push_back(t < args.rows.length[row] ? h_before(args, t, row)
+                                                 : static_cast<const W*>(args.zeros));
   return states;
 }
 
@@ -79,8 +90,8 @@ struct BackwardPhase {
   Barrier after = Barrier::rows;
 };
 
-template <class T>
-std::vector<BackwardPhase> phases_of(const BackwardArgs<T>& args, const ThreadPlan& plan) {
+template <class T, class W>
+std::vector<BackwardPhase> phases_of(const BackwardArgs<T, W>& args, const ThreadPlan& plan) {
   using Work = BackwardWork;
   std::vector<BackwardPhase> phases{{Work::begin, {}, {}, Barrier::group}};
   const bool meets = args.weight_hr || plan.unit_threads > 1;
@@ -101,10 +112,10 @@ std::vector<BackwardPhase> phases_of(const BackwardArgs<T>& args, const ThreadPl
 }
 
 // The backward pass of one direction, as one strand has it.
-template <class T>
+template <class T, class W>
 class BackwardStrand {
  public:
-  BackwardStrand(const Kernels<T, T>& k, const BackwardArgs<T>& args, const Strand& strand)
+  BackwardStrand(const BackwardKernels<T, W>& k, const BackwardArgs<T, W>& args, const Strand& strand)
       : k_(k), args_(args), strand_(strand) {}
 
   void run(const BackwardPhase& phase) {
@@ -129,6 +140,7 @@ class BackwardStrand {
 
  private:
   int64_t G() const { return 4 * s_.hidden; }
+  T* row_block() const { return workspace_.row_blocks + strand_.index_in_group() * workspace_.row_block; }
   Range own(int64_t n) const { return strand_.part_of_group(n); }
   // Entries of some steps.
   int64_t entries(Range steps) const { return args_.rows.offset[steps.end] - args_.rows.offset[steps.begin]; }
@@ -142,27 +154,28 @@ class BackwardStrand {
   // This thread's part of out [rows, columns] = a [rows, depth] times a packed matrix, or += with `adds`:
   // part of the rows, or of the panels if rows are few. With `unpacked` it packs its panels from that matrix
   // first.
-  void gemm(const T* a, int64_t depth, int64_t rows, T* packed, int64_t columns, int64_t kc, bool adds,
-            T* out, const T* unpacked = nullptr) {
-    const int64_t NR = k_.nr, panel_count = ceil_div(columns, NR), nc_panels = k_.nc_panels(depth);
+  void gemm(const W* a, int64_t depth, int64_t rows, T* packed, int64_t columns, int64_t kc, bool adds,
+            T* out, const W* unpacked = nullptr) {
+    const int64_t NR = k_.nr, panel_size = NR * k_.packed_depth(depth), panel_count = ceil_div(columns, NR),
+                  nc_panels = k_.nc_panels(depth);
     const bool by_rows = !unpacked && (rows >= kMC * strand_.plan.group_size() || !divides_panels(columns));
     const Range row = by_rows ? own(rows) : Range{0, rows},
                 panels = by_rows ? Range{0, panel_count} : own(panel_count);
-    T* part = packed + panels.begin * NR * depth;
+    T* part = packed + panels.begin * panel_size;
     for (int64_t begin = panels.begin; begin < panels.end; begin += nc_panels) {
       const int64_t end = std::min(begin + nc_panels, panels.end), column = begin * NR;
       if (unpacked)
         k_.pack_panels(row_pointers(unpacked + column, depth, columns).data(), depth, columns - column,
                        {0, end - begin}, part);
       k_.gemm(a + row.begin * depth, row.end - row.begin, part, std::min(end * NR, columns) - column, depth,
-              kc, adds, out + row.begin * columns + column, columns);
-      if (!unpacked) part += nc_panels * NR * depth;
+              kc, adds, out + row.begin * columns + column, columns, row_block());
+      if (!unpacked) part += nc_panels * panel_size;
     }
   }
 
   // This thread's part of out [rows, columns] = a [rows, b.size()] times the rows b, or += with `adds`. Value
   // (r, k) of a is a[r * a_row + k * a_depth].
-  void gemm_unpacked(const T* a, int64_t a_row, int64_t a_depth, int64_t rows, const std::vector<const T*>& b,
+  void gemm_unpacked(const W* a, int64_t a_row, int64_t a_depth, int64_t rows, const std::vector<const W*>& b,
                      int64_t columns, bool adds, T* out) {
     const auto depth = static_cast<int64_t>(b.size());
     if (rows >= kMC * strand_.plan.group_size()) {
@@ -173,14 +186,14 @@ class BackwardStrand {
     }
     const Range vectors = own(ceil_div(columns, k_.lanes));
     const int64_t begin = vectors.begin * k_.lanes, end = std::min(vectors.end * k_.lanes, columns);
-    std::vector<const T*> part(b);
-    for (const T*& row : part) row += begin;
+    std::vector<const W*> part(b);
+    for (const W*& row : part) row += begin;
     k_.gemm_unpacked(a, a_row, a_depth, rows, part.data(), depth, end - begin, adds, out + begin, columns);
   }
 
   // out [rows, columns] = gradients of gates [rows, 4H] times a weight, or += with `adds`. Without panels the
   // weight is read as it is stored.
-  void multiply(const T* grad_gates, int64_t rows, const T* weight, T* panels, int64_t columns, bool adds,
+  void multiply(const W* grad_gates, int64_t rows, const W* weight, T* panels, int64_t columns, bool adds,
                 T* out, bool packs_first = false) {
     if (packs())
       gemm(grad_gates, G(), rows, panels, columns, kKC, adds, out, packs_first ? weight : nullptr);
@@ -188,7 +201,7 @@ class BackwardStrand {
       gemm_unpacked(grad_gates, G(), 1, rows, row_pointers(weight, G(), columns), columns, adds, out);
   }
 
-  void pack(const std::vector<const T*>& rows, int64_t columns, T* packed) {
+  void pack(const std::vector<const W*>& rows, int64_t columns, T* packed) {
     k_.pack_panels(rows.data(), static_cast<int64_t>(rows.size()), columns, own(ceil_div(columns, k_.nr)),
                    packed);
   }
@@ -207,7 +220,7 @@ class BackwardStrand {
   void clear_first_grad_gates() {
     const Range rows = own(s_.batch);
     std::fill(workspace_.grad_gates_first + rows.begin * G(), workspace_.grad_gates_first + rows.end * G(),
-              T(0));
+              W{});
   }
 
   // Gradients of the gates of some steps, or those of outputs before a projection.
@@ -217,7 +230,7 @@ class BackwardStrand {
     const auto kernel = projects ? k_.backward_project : k_.backward_step;
     for (int64_t i = phase.steps.begin; i < phase.steps.end; ++i) {
       const int64_t t = args_.reverse ? block.begin + i : block.end - 1 - i;
-      strand_.for_each_share<T>(projects ? of_projection_ : of_step_, nullptr,
+      strand_.for_each_share<T>(projects ? of_projection_ : of_step_, row_block(),
                                 [&](const Share<T>& share) { kernel(args_, workspace_, block, t, share); });
     }
   }
@@ -225,7 +238,7 @@ class BackwardStrand {
   // grad_x of the time block. The gates' gradients of its first step are kept for the block before it.
   void gradient_of_input(Range time_block) {
     const int64_t edge = args_.reverse ? time_block.end - 1 : time_block.begin;
-    const T* const grad_gates = workspace_.grad_gates + entries({time_block.begin, edge}) * G();
+    const W* const grad_gates = workspace_.grad_gates + entries({time_block.begin, edge}) * G();
     const Range rows = own(entries({edge, edge + 1}));
     std::copy(grad_gates + rows.begin * G(), grad_gates + rows.end * G(),
               workspace_.grad_gates_next + rows.begin * G());
@@ -238,8 +251,8 @@ class BackwardStrand {
   // they are.
   void gradients_of_weights_unpacked(Range time_block) {
     const int64_t H = s_.hidden, P = s_.outputs, I = s_.input, depth = entries(time_block);
-    const T one = 1;
-    const auto add = [&](const T* grad, int64_t rows, const std::vector<const T*>& b, int64_t columns,
+    const W one = kOne<W>;
+    const auto add = [&](const W* grad, int64_t rows, const std::vector<const W*>& b, int64_t columns,
                          T* out) { gemm_unpacked(grad, 1, rows, rows, b, columns, false, out); };
     if (args_.grad_weight_ih)
       add(workspace_.grad_gates, G(),
@@ -247,16 +260,16 @@ class BackwardStrand {
     if (args_.grad_weight_hh)
       add(workspace_.grad_gates, G(), previous_states(args_, time_block), P, args_.grad_weight_hh);
     if (args_.grad_weight_hr)
-      add(workspace_.grad_p, P, row_pointers<T>(workspace_.h, depth, H), H, args_.grad_weight_hr);
+      add(workspace_.grad_p, P, row_pointers<W>(workspace_.h, depth, H), H, args_.grad_weight_hr);
     if (args_.grad_bias)  // the sum over the entries
-      gemm_unpacked(&one, 0, 0, 1, row_pointers<T>(workspace_.grad_gates, depth, G()), G(), false,
+      gemm_unpacked(&one, 0, 0, 1, row_pointers<W>(workspace_.grad_gates, depth, G()), G(), false,
                     args_.grad_bias);
   }
 
   // Both factors of the weight gradients, whose sums run over entries: one transposed, one packed.
   void arrange_factors(Range time_block) {
     const int64_t H = s_.hidden, P = s_.outputs, depth = entries(time_block);
-    const auto transpose = [&](const T* matrix, int64_t columns, T* out) {
+    const auto transpose = [&](const W* matrix, int64_t columns, W* out) {
       k_.transpose(row_pointers(matrix, depth, columns).data(), depth, own(columns), out);
     };
     if (args_.grad_weight_ih || args_.grad_weight_hh || args_.grad_bias)
@@ -267,7 +280,7 @@ class BackwardStrand {
     if (args_.grad_weight_hh) pack(previous_states(args_, time_block), P, workspace_.panels_h_prev);
     if (args_.grad_weight_hr) {
       transpose(workspace_.grad_p, P, workspace_.grad_p_t);
-      pack(row_pointers<T>(workspace_.h, depth, H), H, workspace_.panels_h);
+      pack(row_pointers<W>(workspace_.h, depth, H), H, workspace_.panels_h);
     }
   }
 
@@ -275,7 +288,7 @@ class BackwardStrand {
   void gradients_of_weights(Range time_block) {
     const int64_t depth = entries(time_block);
     const bool adds = time_block.begin != args_.time_blocks.front().begin;
-    const auto add = [&](const T* grad_t, int64_t rows, T* packed, int64_t columns, T* out) {
+    const auto add = [&](const W* grad_t, int64_t rows, T* packed, int64_t columns, T* out) {
       if (out) gemm(grad_t, depth, rows, packed, columns, kWeightGradientKC, adds, out);
     };
     add(workspace_.grad_gates_t, G(), workspace_.panels_x, s_.input, args_.grad_weight_ih);
@@ -287,24 +300,24 @@ class BackwardStrand {
   void gradient_of_bias(int64_t depth, bool adds) {
     const Range gates = own(G());
     for (int64_t j = gates.begin; j < gates.end; ++j) {
-      const T* const grads = workspace_.grad_gates_t + j * depth;
+      const W* const grads = workspace_.grad_gates_t + j * depth;
       T sums[8] = {};  // eight shorter sums: less rounding error
       int64_t i = 0;
       for (; i + 8 <= depth; i += 8)
-        for (int64_t lane = 0; lane < 8; ++lane) sums[lane] += grads[i + lane];
-      for (; i < depth; ++i) sums[i % 8] += grads[i];
+        for (int64_t lane = 0; lane < 8; ++lane) sums[lane] += widen(grads[i + lane]);
+      for (; i < depth; ++i) sums[i % 8] += widen(grads[i]);
       args_.grad_bias[j] = (adds ? args_.grad_bias[j] : T(0)) + std::accumulate(sums, sums + 8, T(0));
     }
   }
 
-  const Kernels<T, T>& k_;
-  const BackwardArgs<T>& args_;
+  const BackwardKernels<T, W>& k_;
+  const BackwardArgs<T, W>& args_;
   const Strand strand_;
   const Sizes& s_ = args_.size;
   const Division of_projection_ = divide(s_.outputs, 4 * s_.hidden),
                  of_step_ = divide(s_.hidden, args_.weight_hr ? s_.outputs : 4 * s_.hidden);
-  const BackwardWorkspace<T> workspace_ =
-      lay_out(s_, strand_.plan, args_.weight_hr != nullptr, args_.workspace);
+  const BackwardWorkspace<T, W> workspace_ =
+      lay_out(k_, s_, strand_.plan, args_.weight_hr != nullptr, args_.workspace);
 
   Division divide(int64_t n, int64_t depth) const {
     return Division(strand_.plan, n, k_.nr, k_.nc_panels(depth), s_.batch);
@@ -313,21 +326,26 @@ class BackwardStrand {
 
 }  // namespace
 
+template <class T, class W>
 int64_t backward_workspace(const Sizes& size, const ThreadPlan& plan, bool projected) {
-  return lay_out<float>(size, plan, projected, nullptr).size;
+  return lay_out<T, W>(backward_kernels<T, W>(), size, plan, projected, nullptr).size;
 }
 
-template <class T>
-void backward(const BackwardArgs<T>& args, const ThreadPlan& plan) {
-  const Kernels<T, T>& k = kernels<T, T>();
-  std::vector<BackwardStrand<T>> strands;
+template <class T, class W>
+void backward(const BackwardArgs<T, W>& args, const ThreadPlan& plan) {
+  const BackwardKernels<T, W>& k = backward_kernels<T, W>();
+  std::vector<BackwardStrand<T, W>> strands;
   for (int64_t i = 0; i < plan.threads(); ++i) strands.emplace_back(k, args, Strand(plan, i));
   const std::array<std::vector<BackwardPhase>, 1> phases{phases_of(args, plan)};
   run_team(plan, phases.data(),
            [&](int64_t strand, const BackwardPhase& phase) { strands[strand].run(phase); });
 }
 
-template void backward(const BackwardArgs<float>&, const ThreadPlan&);
-template void backward(const BackwardArgs<double>&, const ThreadPlan&);
+template int64_t backward_workspace<double, double>(const Sizes&, const ThreadPlan&, bool);
+template void backward(const BackwardArgs<double, double>&, const ThreadPlan&);
+template int64_t backward_workspace<float, float>(const Sizes&, const ThreadPlan&, bool);
+template void backward(const BackwardArgs<float, float>&, const ThreadPlan&);
+template int64_t backward_workspace<float, BFloat16>(const Sizes&, const ThreadPlan&, bool);
+template void backward(const BackwardArgs<float, BFloat16>&, const ThreadPlan&);
 
 }  // namespace fusedlstm::cpu

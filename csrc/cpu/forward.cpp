@@ -28,7 +28,7 @@ class ForwardPass {
     run_team(plan_, phases.data(), [this](int64_t index, const ForwardPhase& phase) {
       const ForwardArgs<T, W>& args = directions_[phase.direction];
       const Strand strand(plan_, index);
-      T* const workspace = workspace_ + index * k_.forward_workspace(s_);
+      T* const workspace = workspace_ + index * k_.workspace(s_);
       switch (phase.work) {
         case ForwardWork::pack:
           return pack_weights(args, strand);
@@ -98,7 +98,7 @@ class ForwardPass {
   int64_t count_;
   T* workspace_;
   const ThreadPlan& plan_;
-  const Kernels<T, W>& k_ = kernels<T, W>();
+  const ForwardKernels<T, W>& k_ = forward_kernels<T, W>();
   const Sizes& s_ = directions_[0].size;
   const Division of_inputs_ = divide(s_.hidden, s_.input),
                  of_step_ = divide(s_.hidden, s_.outputs + (directions_[0].input_in_step ? s_.input : 0)),
@@ -115,7 +115,7 @@ void write_last_states(const ForwardArgs<T, W>& args) {
   const Sizes& s = args.size;
   for (int64_t row = 0; row < s.batch; ++row) {
     const int64_t length = args.rows.length[row], last = args.reverse ? 0 : length - 1;
-    const T* const h =
+    const auto* const h =
         length ? args.y + args.rows.entry(last, row) * args.y_stride : args.h0 + row * s.outputs;
     const T* const c =
         length ? args.cells + (args.keep_cells ? args.rows.entry(last, row) : row) * args.cells_stride
@@ -127,14 +127,14 @@ void write_last_states(const ForwardArgs<T, W>& args) {
 
 }  // namespace
 
-// AMX packs bfloat16 and pads the depth to 32, which takes as many bytes as 16 floats.
+// Panels of bfloat16 are half as large, but AMX pads the depth to 32, as many bytes as 16 floats.
 int64_t packed_weights(int64_t depth, int64_t hidden) {
   return std::max<int64_t>(depth, 16) * 4 * round_up(hidden, kMaxLanes);
 }
 
 template <class T, class W>
 int64_t forward_workspace(const Sizes& size, const ThreadPlan& plan) {
-  return plan.packs ? plan.threads() * kernels<T, W>().forward_workspace(size) : 0;
+  return plan.threads() * forward_kernels<T, W>().workspace(size);
 }
 
 template <class T, class W>

@@ -53,23 +53,31 @@ struct Schedule {
   Rows rows() const { return {length.data(), order.data(), active.data(), offset.data(), resets}; }
 };
 
+// In what x, h and y are read and written: bfloat16 as it is stored, and float16 widened.
+ScalarType state_type(const Tensor& x) {
+  return dtype_of(x) == ScalarType::Half ? ScalarType::Float : dtype_of(x);
+}
+
 // A call: the layer with its tensors in the types of the arithmetic, which rows run when, and the threads.
 struct LayerCall {
   Layer layer;
   Schedule schedule;
   ThreadPlan plan;
 
-  // The forward pass reads 16-bit weights as they are stored. The backward pass widens them.
+  // The forward pass reads 16-bit weights as they are stored.
   LayerCall(const LayerInputs& in, Pass pass)
-      : layer(in, compute_type(in.x), pass == Pass::forward ? dtype_of(in.x) : compute_type(in.x)),
+      : layer(in, state_type(in.x), pass == Pass::forward ? dtype_of(in.x) : state_type(in.x)),
         schedule(layer),
         plan(make_thread_plan(layer.size,
                               team_size(torch::stable::get_num_threads(), multiply_adds(layer.size)), pass,
-                              cached_weight_bytes())) {}
+                              cached_weight_bytes())) {
+    layer.c0 = prepare(in.c0, compute_type(in.x));
+  }
 
-  // A sequence tensor; the passes write the steps of each row, and what lies past its length reads as zero.
-  Tensor new_sequence(int64_t columns) const {
-    Tensor sequence = new_large(layer.x, layer.sequence(columns));
+  // A sequence tensor of the type of another; the passes write the steps of each row, and what lies past its
+  // length reads as zero.
+  Tensor new_sequence(const Tensor& like, int64_t columns) const {
+    Tensor sequence = new_large(like, layer.sequence(columns));
     if (layer.lengths) torch::stable::zero_(sequence);
     return sequence;
   }
@@ -109,7 +117,7 @@ std::vector<T> summed_biases(const Layer& layer) {
   const int64_t G = 4 * layer.size.hidden;
   std::vector<T> bias = new_vector<T>(layer.size.directions * G);
   for (int64_t d = 0; d < layer.size.directions; ++d) {
-    const ScalarType type = dtype_of(layer.x);
+    const ScalarType type = dtype_of(layer.c0);
     const Tensor ih = prepare(layer.bias_ih(d), type);
     const Tensor hh = prepare(layer.bias_hh(d), type);
     const T *const of_ih = pointer<T>(ih), *const of_hh = pointer<T>(hh);
@@ -122,7 +130,8 @@ std::vector<T> summed_biases(const Layer& layer) {
 template <class T, class W>
 void run_forward(const LayerCall& call, const ForwardResults& out, bool recompute) {
   const Layer& layer = call.layer;
-  const auto& [steps, N, I, H, P, D, S] = layer.size;
+  const auto& [steps, N, I, H, P, D, entries] = layer.size;
+  using S = StateType<T, W>;
   const int64_t G = 4 * H;
   const std::vector<T> biases = summed_biases<T>(layer);
   const std::vector<T> zeros = new_vector<T>(call.schedule.resets ? std::max(H, P) : 0);
@@ -150,8 +159,8 @@ void run_forward(const LayerCall& call, const ForwardResults& out, bool recomput
                      .packed_ih = packs ? packed_ih : nullptr,
                      .packed_hh = packs ? packed_hh : nullptr,
                      .bias = layer.biased ? biases.data() + d * G : nullptr,
-                     .x = pointer<T>(layer.x),
-                     .h0 = pointer<T>(layer.h0) + d * N * P,
+                     .x = pointer<S>(layer.x),
+                     .h0 = pointer<S>(layer.h0) + d * N * P,
                      .c0 = pointer<T>(layer.c0) + d * N * H,
                      .zeros = zeros.data(),
                      .gates = out.gates ? pointer<T>(out.gates) + d * G : gates_memory,
@@ -160,12 +169,12 @@ void run_forward(const LayerCall& call, const ForwardResults& out, bool recomput
                      .keep_gates = out.gates.has_value(),
                      .input_in_step = in_step,
                      .recompute = recompute,
-                     .y = pointer<T>(out.y) + d * P,
+                     .y = pointer<S>(out.y) + d * P,
                      .y_stride = D * P,
                      .h = layer.projected ? gates_memory + gates_size : nullptr};
     ForwardArgs<T, W>& args = directions[d];
     if (!recompute) {
-      args.h_n = pointer<T>(out.h_n) + d * N * P;
+      args.h_n = pointer<S>(out.h_n) + d * N * P;
       args.c_n = pointer<T>(out.c_n) + d * N * H;
     }
     args.cells = out.cells ? pointer<T>(out.cells) + d * H : args.c_n;
@@ -180,16 +189,18 @@ void run_forward(const LayerCall& call, const ForwardResults& out, bool recomput
              [&]<class T, class W>(T, W) { run_forward<T, W>(call, out, recompute); });
 }
 
-template <class T>
+template <class T, class W>
 InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
                             const SavedForBackward& saved, const NeededGradients& needed) {
   const Layer& layer = call.layer;
   const auto& [steps, N, I, H, P, D, S] = layer.size;
 
-  // What is not needed is returned empty; each a tensor of its own, as outputs of an operator must be.
+  // In the compute type. What is not needed is returned empty; each a tensor of its own, as outputs of an
+  // operator must be.
   const auto gradient_of = [&](const Tensor& tensor, bool need) {
-    if (!need) return allocate(tensor, {0});
-    return layer.size.steps == 0 ? allocate_zeros(tensor, tensor.sizes()) : new_large(tensor, tensor.sizes());
+    if (!need) return allocate(layer.c0, {0});
+    return layer.size.steps == 0 ? allocate_zeros(layer.c0, tensor.sizes())
+                                 : new_large(layer.c0, tensor.sizes());
   };
   InputGradients out{gradient_of(layer.x, needed.x),
                      gradient_of(layer.h0, needed.h0),
@@ -197,7 +208,7 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
                      {}};
   // The pass begins with the gradient of c_n. torch's clone and new_zeros take a microsecond longer.
   if (grads.c_n)
-    std::copy_n(pointer<T>(grads.c_n), D * N * H, pointer<T>(out.c0));
+    std::copy_n(pointer<T>(prepare(*grads.c_n, dtype_of(layer.c0))), D * N * H, pointer<T>(out.c0));
   else
     std::fill_n(pointer<T>(out.c0), D * N * H, T(0));
   out.weights.reserve(layer.weights.size());
@@ -205,7 +216,7 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
     out.weights.push_back(gradient_of(layer.weights[i], needed.weights[i]));
 
   const std::vector<T> zeros = new_vector<T>(std::max(H, P));
-  const Workspace<T> workspace(backward_workspace(layer.size, call.plan, layer.projected));
+  const Workspace<T> workspace(backward_workspace<T, W>(layer.size, call.plan, layer.projected));
   for (int64_t d = 0; d < D; ++d) {
     const Layer::Positions at = layer.positions(d);
     const std::vector<Range> time_blocks = call.time_blocks(d == 0);
@@ -213,35 +224,35 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
       return i >= 0 && needed.weights[i] ? pointer<T>(out.weights[i]) : nullptr;
     };
     T *const grad_bias_ih = weight_gradient(at.bias_ih), *const grad_bias_hh = weight_gradient(at.bias_hh);
-    backward<T>({.size = layer.size,
-                 .rows = call.schedule.rows(),
-                 .reverse = d == 1,
-                 .time_blocks = time_blocks,
-                 .weight_ih = pointer<T>(layer.weight_ih(d)),
-                 .weight_hh = pointer<T>(layer.weight_hh(d)),
-                 .weight_hr = layer.projected ? pointer<T>(layer.weight_hr(d)) : nullptr,
-                 .x = pointer<T>(layer.x),
-                 .h0 = pointer<T>(layer.h0) + d * N * P,
-                 .c0 = pointer<T>(layer.c0) + d * N * H,
-                 .zeros = zeros.data(),
-                 .y = pointer<T>(saved.y) + d * P,
-                 .gates = pointer<T>(saved.gates) + d * 4 * H,
-                 .cells = pointer<T>(saved.cells) + d * H,
-                 .grad_y = grads.y ? pointer<T>(grads.y) + d * P : nullptr,
-                 .grad_cells = grads.cells ? pointer<T>(grads.cells) + d * H : nullptr,
-                 .grad_h_n = grads.h_n ? pointer<T>(grads.h_n) + d * N * P : nullptr,
-                 .gates_stride = D * 4 * H,
-                 .y_stride = D * P,
-                 .cells_stride = D * H,
-                 .grad_c0 = pointer<T>(out.c0) + d * N * H,
-                 .grad_x = needed.x ? pointer<T>(out.x) : nullptr,
-                 .grad_h0 = needed.h0 ? pointer<T>(out.h0) + d * N * P : nullptr,
-                 .grad_weight_ih = weight_gradient(at.ih),
-                 .grad_weight_hh = weight_gradient(at.hh),
-                 .grad_weight_hr = weight_gradient(at.hr),
-                 .grad_bias = grad_bias_ih ? grad_bias_ih : grad_bias_hh,
-                 .workspace = workspace.data()},
-                call.plan);
+    backward<T, W>({.size = layer.size,
+                    .rows = call.schedule.rows(),
+                    .reverse = d == 1,
+                    .time_blocks = time_blocks,
+                    .weight_ih = pointer<W>(layer.weight_ih(d)),
+                    .weight_hh = pointer<W>(layer.weight_hh(d)),
+                    .weight_hr = layer.projected ? pointer<W>(layer.weight_hr(d)) : nullptr,
+                    .x = pointer<W>(layer.x),
+                    .h0 = pointer<W>(layer.h0) + d * N * P,
+                    .c0 = pointer<T>(layer.c0) + d * N * H,
+                    .zeros = zeros.data(),
+                    .y = pointer<W>(saved.y) + d * P,
+                    .gates = pointer<T>(saved.gates) + d * 4 * H,
+                    .cells = pointer<T>(saved.cells) + d * H,
+                    .grad_y = grads.y ? pointer<W>(grads.y) + d * P : nullptr,
+                    .grad_cells = grads.cells ? pointer<T>(grads.cells) + d * H : nullptr,
+                    .grad_h_n = grads.h_n ? pointer<W>(grads.h_n) + d * N * P : nullptr,
+                    .gates_stride = D * 4 * H,
+                    .y_stride = D * P,
+                    .cells_stride = D * H,
+                    .grad_c0 = pointer<T>(out.c0) + d * N * H,
+                    .grad_x = needed.x ? pointer<T>(out.x) : nullptr,
+                    .grad_h0 = needed.h0 ? pointer<T>(out.h0) + d * N * P : nullptr,
+                    .grad_weight_ih = weight_gradient(at.ih),
+                    .grad_weight_hh = weight_gradient(at.hh),
+                    .grad_weight_hr = weight_gradient(at.hr),
+                    .grad_bias = grad_bias_ih ? grad_bias_ih : grad_bias_hh,
+                    .workspace = workspace.data()},
+                   call.plan);
     // Both biases have the same gradient: computed for one, copied to the other.
     if (grad_bias_ih && grad_bias_hh) std::copy_n(grad_bias_ih, 4 * H, grad_bias_hh);
     // h0 is the last state of a row without steps, and no state of a row that begins with a reset.
@@ -250,7 +261,8 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
                  cut = !stays && d == 0 && call.schedule.resets && call.schedule.resets[n];
       T* const grad_h0 = pointer<T>(out.h0) + (d * N + n) * P;
       if (stays && grads.h_n)
-        std::copy_n(pointer<T>(grads.h_n) + (d * N + n) * P, P, grad_h0);
+        std::transform(pointer<W>(grads.h_n) + (d * N + n) * P, pointer<W>(grads.h_n) + (d * N + n + 1) * P,
+                       grad_h0, [](W value) { return widen(value); });
       else if (stays || cut)
         std::fill_n(grad_h0, P, T(0));
     }
@@ -264,13 +276,13 @@ struct Backend {
   static ForwardResults forward(const LayerInputs& in, const Keep& keep) {
     const LayerCall call(in, Pass::forward);
     const auto& [T, N, I, H, P, D, S] = call.layer.size;
-    ForwardResults out{.y = call.new_sequence(D * P),
+    ForwardResults out{.y = call.new_sequence(call.layer.x, D * P),
                        .h_n = allocate(call.layer.x, {D, N, P}),
-                       .c_n = allocate(call.layer.x, {D, N, H}),
+                       .c_n = allocate(call.layer.c0, {D, N, H}),
                        .cells = {},
                        .gates = {}};
-    if (keep.cells) out.cells = call.new_sequence(D * H);
-    if (keep.gates) out.gates = call.new_sequence(D * 4 * H);
+    if (keep.cells) out.cells = call.new_sequence(call.layer.c0, D * H);
+    if (keep.gates) out.gates = call.new_sequence(call.layer.c0, D * 4 * H);
     run_forward(call, out, false);
     for (Tensor* const result : {&out.y, &out.h_n, &out.c_n}) *result = cast(*result, dtype_of(in.x));
     return out;
@@ -279,17 +291,20 @@ struct Backend {
   static RecomputedTensors recompute(const LayerInputs& in, const Tensor& y) {
     const LayerCall call(in, Pass::forward);
     const int64_t D = call.layer.size.directions, H = call.layer.size.hidden;
-    const RecomputedTensors out{call.new_sequence(D * H), call.new_sequence(D * 4 * H)};
-    run_forward(call, {prepare(y, compute_type(in.x)), {}, {}, out.cells, out.gates}, true);
+    const Tensor& c0 = call.layer.c0;
+    const RecomputedTensors out{call.new_sequence(c0, D * H), call.new_sequence(c0, D * 4 * H)};
+    run_forward(call, {prepare(y, state_type(in.x)), {}, {}, out.cells, out.gates}, true);
     return out;
   }
 
   static InputGradients backward(const LayerInputs& in, const OutputGradients& grads,
                                  const SavedForBackward& saved, const NeededGradients& needed) {
     const LayerCall call(in, Pass::backward);
-    const ScalarType type = compute_type(in.x);
-    const auto run = type == ScalarType::Double ? run_backward<double> : run_backward<float>;
-    InputGradients out = run(call, prepare(grads, type, type), prepare(saved, type, type), needed);
+    const ScalarType factor = state_type(in.x), kept = kept_type(in.x);
+    const auto run = factor == ScalarType::Double     ? run_backward<double, double>
+                     : factor == ScalarType::BFloat16 ? run_backward<float, BFloat16>
+                                                      : run_backward<float, float>;
+    InputGradients out = run(call, prepare(grads, factor, kept), prepare(saved, factor, kept), needed);
     for (Tensor* const gradient : {&out.x, &out.h0, &out.c0}) *gradient = cast(*gradient, dtype_of(in.x));
     for (Tensor& weight : out.weights) weight = cast(weight, dtype_of(in.x));
     return out;

@@ -50,10 +50,9 @@ struct Strand {
         row_thread(index / plan.unit_threads % plan.row_threads),
         unit_thread(index % plan.unit_threads) {}
 
+  int64_t index_in_group() const { return row_thread * plan.unit_threads + unit_thread; }
   // This strand's part of n items that are divided among the whole group.
-  Range part_of_group(int64_t n) const {
-    return even_part(n, row_thread * plan.unit_threads + unit_thread, plan.group_size());
-  }
+  Range part_of_group(int64_t n) const { return even_part(n, index_in_group(), plan.group_size()); }
 
   // Calls function(share) for each share of this strand.
   template <class T, class Function>

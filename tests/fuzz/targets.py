@@ -18,7 +18,7 @@ from fusedlstm import _C
 ROOT = Path(__file__).parents[2]
 SECONDS_OF_A_SEED = 300  # a seed that takes longer hangs
 WORKER = [sys.executable, "-m", "tests.fuzz", "--worker", "--target"]  # reads seeds, answers each with its error
-INSTRUCTION_SETS = ("plain", "avx2", "avx512", "amx")
+INSTRUCTION_SETS = ("plain", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 @dataclass(frozen=True)

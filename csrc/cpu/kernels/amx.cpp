@@ -1,6 +1,11 @@
 // AMX for bfloat16, on AVX-512.
 #include "kernels.h"
 
+// A build for processors without AMX names a header with the tile instructions in C++.
+#ifdef FUSEDLSTM_EMULATED_TILES
+#include FUSEDLSTM_EMULATED_TILES
+#endif
+
 #if defined(__x86_64__)
 #if defined(__clang__)
 #pragma clang attribute push(                                                                       \
@@ -18,7 +23,7 @@ namespace {
 #include "amx.inl"
 }  // namespace
 
-constinit const Kernels<float, BFloat16> amx_kernels = make_kernels<float, BFloat16, AmxGateGemm>();
+constinit const BFloat16Kernels amx_kernels = make_bfloat16_kernels<TilePanels>();
 }  // namespace fusedlstm::cpu
 
 #if defined(__clang__)

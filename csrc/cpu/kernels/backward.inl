@@ -6,27 +6,29 @@ FUSEDLSTM_HOST_DEVICE int64_t block_entry(const Rows& rows, Range time_block, in
 }
 
 // Gradient of y at step t from grad_y and grad_h_n, for the vector of columns from `column` on.
-template <class T>
-FUSEDLSTM_HOST_DEVICE Vec<T> output_gradient(const BackwardArgs<T>& args, int64_t t, int64_t row,
+template <class T, class W>
+FUSEDLSTM_HOST_DEVICE Vec<T> output_gradient(const BackwardArgs<T, W>& args, int64_t t, int64_t row,
                                              int64_t column) {
   const int64_t P = args.size.outputs;
   Vec<T> grad{};
   if (column >= P) return grad;
-  if (args.grad_y) grad += load(args.grad_y + args.rows.entry(t, row) * args.y_stride + column, P - column);
-  if (args.grad_h_n && is_last(args, t, row)) grad += load(args.grad_h_n + row * P + column, P - column);
+  if (args.grad_y)
+    grad += widened<T>(args.grad_y + args.rows.entry(t, row) * args.y_stride + column, P - column);
+  if (args.grad_h_n && is_last(args, t, row))
+    grad += widened<T>(args.grad_h_n + row * P + column, P - column);
   return grad;
 }
 
 // The step that follows t in the direction's order, which the backward pass did before t.
-template <class T>
-FUSEDLSTM_HOST_DEVICE int64_t step_after(const BackwardArgs<T>& args, int64_t t) {
+template <class T, class W>
+FUSEDLSTM_HOST_DEVICE int64_t step_after(const BackwardArgs<T, W>& args, int64_t t) {
   return args.reverse ? t - 1 : t + 1;
 }
 // Puts those rows of a row block first whose state after step t the next step takes, and counts them. No
 // gradient comes back to the others: their product would be one with zeros, and NaN where a weight is not
 // finite.
-template <class T>
-FUSEDLSTM_HOST_DEVICE int64_t continued_first(const BackwardArgs<T>& args, int64_t t, int64_t* row,
+template <class T, class W>
+FUSEDLSTM_HOST_DEVICE int64_t continued_first(const BackwardArgs<T, W>& args, int64_t t, int64_t* row,
                                               int64_t count) {
   int64_t continued = 0;
   for (int64_t r = 0; r < count; ++r)
@@ -35,9 +37,9 @@ FUSEDLSTM_HOST_DEVICE int64_t continued_first(const BackwardArgs<T>& args, int64
   return continued;
 }
 // Gradient of the gates of the step after t, for a row that is continued.
-template <class T>
-FUSEDLSTM_HOST_DEVICE const T* next_grad_gates(const BackwardArgs<T>& args,
-                                               const BackwardWorkspace<T>& workspace, Range time_block,
+template <class T, class W>
+FUSEDLSTM_HOST_DEVICE const W* next_grad_gates(const BackwardArgs<T, W>& args,
+                                               const BackwardWorkspace<T, W>& workspace, Range time_block,
                                                int64_t t, int64_t row) {
   const int64_t next = step_after(args, t), G = 4 * args.size.hidden;
   if (next < time_block.begin || next >= time_block.end) return workspace.grad_gates_next + row * G;
@@ -46,9 +48,9 @@ FUSEDLSTM_HOST_DEVICE const T* next_grad_gates(const BackwardArgs<T>& args,
 
 // Clears tensor [B, parts, columns] for the rows of a share that have an entry in step t and take no part in
 // it.
-template <class T>
-void clear_inactive(const BackwardArgs<T>& args, Range time_block, int64_t t, const Share<T>& share,
-                    T* tensor, int64_t columns, int64_t parts) {
+template <class T, class W>
+void clear_inactive(const BackwardArgs<T, W>& args, Range time_block, int64_t t, const Share<T>& share,
+                    W* tensor, int64_t columns, int64_t parts) {
   const int64_t begin = share.unit_blocks.begin * kNR<T>,
                 end = std::min(share.unit_blocks.end * kNR<T>, columns);
   const int64_t entries = args.rows.offset[t + 1] - args.rows.offset[t];
@@ -57,46 +59,77 @@ void clear_inactive(const BackwardArgs<T>& args, Range time_block, int64_t t, co
       std::fill_n(tensor +
                       (block_entry(args.rows, time_block, t, args.rows.order[at]) * parts + part) * columns +
                       begin,
-                  end - begin, T(0));
+                  end - begin, W{});
 }
 
-// The panel of the columns from `column` on in a matrix of this depth; null if the matrix is not packed.
-template <class T>
-FUSEDLSTM_HOST_DEVICE const T* panel(const T* panels, int64_t column, int64_t depth) {
-  return panels ? panels + column * depth : nullptr;
+// Rows [count, depth] of gradients, to be multiplied with the columns of a weight: with their panels, or,
+// where `panels` is null, with the weight as it is stored.
+template <class T, class W, class Panels>
+class ColumnProduct {
+ public:
+  ColumnProduct(const W* const* rows, int64_t count, int64_t depth, const W* weight, int64_t columns,
+                const T* panels, T* workspace)
+      : rows_(rows),
+        count_(count),
+        depth_(depth),
+        weight_(weight),
+        columns_(columns),
+        panels_(panels),
+        block_(rows, panels ? count : 0, depth, workspace) {}
+
+  // sum [count, 4 vectors] += the rows times the columns from `column` on.
+  void add(int64_t column, T* sum) const {
+    if (panels_)
+      return block_.multiply(panels_ + column * Panels::packed_depth(depth_),
+                             panel_vectors<T>(columns_ - column), sum);
+    unpacked_gemm<T, W>([&](int64_t r, int64_t k) { return rows_[r][k]; }, count_, depth_,
+                        [&](int64_t k) { return weight_ + k * columns_ + column; },
+                        std::min(kNR<T>, columns_ - column), true, sum, kNR<T>);
+  }
+
+ private:
+  const W* const* rows_;
+  int64_t count_, depth_;
+  const W* weight_;
+  int64_t columns_;
+  const T* panels_;
+  typename Panels::RowBlock block_;
+};
+
+// sum [count, 4 vectors] = gradients of y from `column` on, plus the product for the rows that are continued.
+// The product may write past these rows, so the others come after it.
+template <class T, class W, class Product>
+void add_to_output_gradients(const BackwardArgs<T, W>& args, int64_t t, const int64_t* row, int64_t count,
+                             int64_t continued, int64_t column, const Product& product, T* sum) {
+  const auto start = [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      for (int64_t v = 0; v < 4; ++v)
+        store(sum + (4 * r + v) * kLanes<T>, output_gradient(args, t, row[r], column + v * kLanes<T>));
+  };
+  start(0, continued);
+  product.add(column, sum);
+  start(continued, count);
 }
 
-// sum [count, 4 vectors] += rows [count, depth] times the columns of a weight from `column` on: times their
-// panel, or, without panels, times the weight as it is stored.
-template <class T>
-void add_product(const T* const* rows, int64_t count, int64_t depth, const T* panel, const T* weight,
-                 int64_t column, int64_t columns, T* sum) {
-  if (panel) return panel_gemm<T>(rows, count, depth, panel, panel_vectors<T>(columns - column), sum);
-  unpacked_gemm([&](int64_t r, int64_t k) { return rows[r][k]; }, count, depth,
-                [&](int64_t k) { return weight + k * columns + column; }, std::min(kNR<T>, columns - column),
-                true, sum, kNR<T>);
-}
-
-template <class T>
-void backward_project(const BackwardArgs<T>& args, const BackwardWorkspace<T>& workspace, Range time_block,
-                      int64_t t, const Share<T>& share) {
+template <class T, class W, class Panels>
+void backward_project(const BackwardArgs<T, W>& args, const BackwardWorkspace<T, W>& workspace,
+                      Range time_block, int64_t t, const Share<T>& share) {
   constexpr int64_t L = kLanes<T>, NR = kNR<T>;
   const int64_t P = args.size.outputs, G = 4 * args.size.hidden;
   clear_inactive(args, time_block, t, share, workspace.grad_p, P, 1);
   for_each_row_block(args.rows, t, share, [&](int64_t* row, int64_t count) {
     const int64_t continued = continued_first(args, t, row, count);
-    const T* next[kMC];
+    const W* next[kMC];
     for (int64_t r = 0; r < continued; ++r) next[r] = next_grad_gates(args, workspace, time_block, t, row[r]);
+    const typename Panels::Setup setup(workspace.panels_hh ? continued : 0);
+    const ColumnProduct<T, W, Panels> product(next, continued, G, args.weight_hh, P, workspace.panels_hh,
+                                              share.workspace);
     for (int64_t column = share.unit_blocks.begin * NR; column < std::min(share.unit_blocks.end * NR, P);
          column += NR) {
-      const int64_t vectors = panel_vectors<T>(P - column);
       alignas(64) T sum[kMC * NR];
+      add_to_output_gradients(args, t, row, count, continued, column, product, sum);
       for (int64_t r = 0; r < count; ++r)
-        for (int64_t v = 0; v < 4; ++v)
-          store(sum + (4 * r + v) * L, output_gradient(args, t, row[r], column + v * L));
-      add_product(next, continued, G, panel(workspace.panels_hh, column, G), args.weight_hh, column, P, sum);
-      for (int64_t r = 0; r < count; ++r)
-        for (int64_t v = 0, at = column; v < vectors; ++v, at += L)
+        for (int64_t v = 0, at = column; v < panel_vectors<T>(P - column); ++v, at += L)
           store(workspace.grad_p + block_entry(args.rows, time_block, t, row[r]) * P + at,
                 load(sum + (4 * r + v) * L), P - at);
     }
@@ -112,9 +145,10 @@ struct BackwardRow {
 };
 
 // Derivative of one row and one vector of units; grad_h is the gradient of h before a projection.
-template <class T>
-FUSEDLSTM_HOST_DEVICE void backward_cells(const BackwardArgs<T>& args, const BackwardWorkspace<T>& workspace,
-                                          int64_t t, const BackwardRow<T>& at, int64_t unit, Vec<T> grad_h) {
+template <class T, class W>
+FUSEDLSTM_HOST_DEVICE void backward_cells(const BackwardArgs<T, W>& args,
+                                          const BackwardWorkspace<T, W>& workspace, int64_t t,
+                                          const BackwardRow<T>& at, int64_t unit, Vec<T> grad_h) {
   const int64_t H = args.size.hidden, G = 4 * H, units = H - unit, entry = args.rows.entry(t, at.row);
   const int64_t cell = entry * args.cells_stride + unit;
   const T* const saved = args.gates + entry * args.gates_stride + unit;
@@ -132,8 +166,8 @@ FUSEDLSTM_HOST_DEVICE void backward_cells(const BackwardArgs<T>& args, const Bac
   if (args.weight_hr) store(workspace.h + at.block_entry * H + unit, derivative.h, units);
 }
 
-template <class T>
-void backward_step(const BackwardArgs<T>& args, const BackwardWorkspace<T>& workspace, Range time_block,
+template <class T, class W, class Panels>
+void backward_step(const BackwardArgs<T, W>& args, const BackwardWorkspace<T, W>& workspace, Range time_block,
                    int64_t t, const Share<T>& share) {
   constexpr int64_t L = kLanes<T>, NR = kNR<T>;
   const int64_t H = args.size.hidden, P = args.size.outputs, G = 4 * H;
@@ -142,7 +176,7 @@ void backward_step(const BackwardArgs<T>& args, const BackwardWorkspace<T>& work
   if (projected) clear_inactive(args, time_block, t, share, workspace.h, H, 1);
   for_each_row_block(args.rows, t, share, [&](int64_t* row, int64_t count) {
     const int64_t continued = projected ? 0 : continued_first(args, t, row, count);
-    const T* from[kMC];
+    const W* from[kMC];
     BackwardRow<T> rows[kMC];
     for (int64_t r = 0; r < count; ++r) {
       const int64_t index = block_entry(args.rows, time_block, t, row[r]);
@@ -154,21 +188,23 @@ void backward_step(const BackwardArgs<T>& args, const BackwardWorkspace<T>& work
       rows[r] = {row[r], index, c_before(args, t, row[r], true), enters,
                  is_first(args, t, row[r]) && !enters};
     }
+    const int64_t multiplied = projected ? count : continued;
+    const T* const panels = projected ? workspace.panels_hr : workspace.panels_hh;
+    const typename Panels::Setup setup(panels ? multiplied : 0);
+    const ColumnProduct<T, W, Panels> product(from, multiplied, projected ? P : G,
+                                              projected ? args.weight_hr : args.weight_hh, H, panels,
+                                              share.workspace);
     for (int64_t column = share.unit_blocks.begin * NR; column < std::min(share.unit_blocks.end * NR, H);
          column += NR) {
-      const int64_t vectors = panel_vectors<T>(H - column);
       alignas(64) T sum[kMC * NR];
+      if (projected) {
+        std::fill_n(sum, count * NR, T(0));
+        product.add(column, sum);
+      } else {
+        add_to_output_gradients(args, t, row, count, continued, column, product, sum);
+      }
       for (int64_t r = 0; r < count; ++r)
-        for (int64_t v = 0; v < 4; ++v)
-          store(sum + (4 * r + v) * L,
-                projected ? Vec<T>{} : output_gradient(args, t, row[r], column + v * L));
-      if (projected)
-        add_product(from, count, P, panel(workspace.panels_hr, column, P), args.weight_hr, column, H, sum);
-      else
-        add_product(from, continued, G, panel(workspace.panels_hh, column, G), args.weight_hh, column, H,
-                    sum);
-      for (int64_t r = 0; r < count; ++r)
-        for (int64_t v = 0; v < vectors; ++v)
+        for (int64_t v = 0; v < panel_vectors<T>(H - column); ++v)
           backward_cells(args, workspace, t, rows[r], column + v * L, load(sum + (4 * r + v) * L));
     }
   });

@@ -1,70 +1,45 @@
 // One thread's share of the forward pass. Included by kernels.inl alone.
 
-// A policy for the products of the gates: how weights are packed, and how rows of x or h are multiplied with
-// them. This one uses vector instructions and float32 or float64 panels; amx.inl has one for bfloat16 panels.
-template <class T, class W>
-struct VectorGateGemm {
-  // Panels of 256 KiB, of a core's own cache of 512 KiB or more.
-  static constexpr int64_t kCachedDepth = (256 << 10) / (kNR<T> * sizeof(T));
+// Rows of x or of states [count, depth], to be multiplied with a weight of the gates: with its panels, or,
+// where `packed` is null, with the weight as it is stored.
+template <class T, class W, class Panels>
+class GateProduct {
+ public:
+  using S = StateType<T, W>;
 
-  // Elements of workspace for a row block of this depth.
-  static int64_t workspace(int64_t /*depth*/) { return 0; }
+  GateProduct(const S* const* rows, int64_t count, int64_t depth, const W* weight, const T* packed,
+              T* workspace)
+      : depth_(depth),
+        weight_(weight),
+        packed_(packed),
+        block_(rows, packed ? count : 0, depth, workspace),
+        unpacked_(rows, packed ? 0 : count, depth, workspace) {}
 
-  // Packs W_ih or W_hh. A panel has one vector of units of each gate, i f | g o.
-  static void pack(const W* weight, int64_t hidden, int64_t depth, Range panels, T* packed) {
-    constexpr int64_t L = kLanes<T>;
-    for (int64_t panel = panels.begin; panel < panels.end; ++panel)
-      for (int64_t gate = 0; gate < 4; ++gate) {
-        const int64_t unit = panel * L, units = std::min(L, hidden - unit);
-        const W* const rows = weight + (gate * hidden + unit) * depth;
-        T* const out = packed + panel * depth * 4 * L + gate % 2 * L;
-        for (int64_t k = 0; k < depth; k += L) {
-          const int64_t count = std::min(L, depth - k);
-          Vec<T> square[L];
-          for (int64_t j = 0; j < L; ++j)
-            square[j] = j < units ? widened<T>(rows + j * depth + k, count) : Vec<T>{};
-          transpose_square<T>(square);
-          for (int64_t i = 0; i < count; ++i) store(out + panel_offset<T>(depth, gate / 2, k + i), square[i]);
-        }
-      }
+  static int64_t workspace(int64_t depth) {
+    return std::max(Panels::template workspace<S>(depth), VectorPanels<T, W>::template workspace<S>(depth));
   }
 
-  // State of the processor while a row block is multiplied: none here.
-  struct Setup {
-    Setup(int64_t /*count*/, bool /*packed*/) {}
-  };
+  // sum [count, 4 gates, lanes] += the rows times the weights of the units from `unit` on.
+  void add(int64_t hidden, int64_t unit, T* sum) const {
+    constexpr int64_t L = kLanes<T>;
+    if (packed_) return block_.multiply(packed_ + unit * 4 * Panels::packed_depth(depth_), 4, sum);
+    for (int64_t gate = 0; gate < 4; ++gate)
+      unpacked_.multiply(weight_ + (gate * hidden + unit) * depth_, std::min(L, hidden - unit),
+                         sum + gate * L);
+  }
 
-  // A row block of x or of states [count, depth].
-  class RowBlock {
-   public:
-    RowBlock(const T* const* rows, int64_t count, int64_t depth, bool /*packed*/, T* /*workspace*/)
-        : rows_(rows), count_(count), depth_(depth) {}
-
-    // sum [count, 4 gates, lanes] += the rows times the weights of the units from `unit` on; `packed` may be
-    // null.
-    void add_gates(const W* weight, const T* packed, int64_t hidden, int64_t unit, T* sum) const {
-      if (packed)
-        panel_gemm<T>(rows_, count_, depth_, packed + unit * 4 * depth_, 4, sum);
-      else
-        add_unpacked(weight, hidden, unit, sum);
-    }
-
-   protected:
-    void add_unpacked(const W* weight, int64_t hidden, int64_t unit, T* sum) const {
-      constexpr int64_t L = kLanes<T>;
-      for (int64_t gate = 0; gate < 4; ++gate)
-        dot_gemm<T, W>(rows_, count_, weight + (gate * hidden + unit) * depth_, depth_,
-                       std::min(L, hidden - unit), depth_, sum + gate * L, 4 * L);
-    }
-
-    const T* const* rows_;
-    int64_t count_, depth_;
-  };
+ private:
+  int64_t depth_;
+  const W* weight_;
+  const T* packed_;
+  typename Panels::RowBlock block_;
+  typename Panels::Unpacked unpacked_;
 };
 
-template <class GateGemm>
+template <class T, class W, class Panels>
 int64_t forward_workspace_of_thread(const Sizes& size) {
-  return GateGemm::workspace(size.input) + GateGemm::workspace(size.outputs);
+  return GateProduct<T, W, Panels>::workspace(size.input) +
+         GateProduct<T, W, Panels>::workspace(size.outputs);
 }
 
 template <class T, class W>
@@ -73,30 +48,30 @@ FUSEDLSTM_HOST_DEVICE T* gates_of(const ForwardArgs<T, W>& args, int64_t t, int6
 }
 
 // sum [count, 4, lanes] = biases + x times W_ih, for the units from `unit` on.
-template <class T, class W, class RowBlock>
-void start_gates(const ForwardArgs<T, W>& args, const RowBlock& x, int64_t count, int64_t unit, T* sum) {
+template <class T, class W, class Panels>
+void start_gates(const ForwardArgs<T, W>& args, const GateProduct<T, W, Panels>& x, int64_t count,
+                 int64_t unit, T* sum) {
   const int64_t H = args.size.hidden, L = kLanes<T>;
   for (int64_t gate = 0; gate < 4; ++gate) {
     const Vec<T> bias = args.bias ? load(args.bias + gate * H + unit, H - unit) : Vec<T>{};
     for (int64_t r = 0; r < count; ++r) store(sum + (4 * r + gate) * L, bias);
   }
-  x.add_gates(args.weight_ih, args.packed_ih, H, unit, sum);
+  x.add(H, unit, sum);
 }
 
-template <class T, class W, class GateGemm>
+template <class T, class W, class Panels>
 void input_gates(const ForwardArgs<T, W>& args, Range time_block, const Share<T>& share) {
   const int64_t H = args.size.hidden, I = args.size.input, L = kLanes<T>;
-  const T* x[kMC];
+  const StateType<T, W>* x[kMC];
   T* gates[kMC];
   int64_t count = 0;
   const auto flush = [&] {
-    const bool packed = args.packed_ih != nullptr;
-    const typename GateGemm::Setup setup(count, packed);
-    const typename GateGemm::RowBlock x_rows(x, count, I, packed, share.workspace);
+    const typename Panels::Setup setup(args.packed_ih ? count : 0);
+    const GateProduct<T, W, Panels> of_x(x, count, I, args.weight_ih, args.packed_ih, share.workspace);
     for (int64_t unit = share.unit_blocks.begin * L; unit < std::min(share.unit_blocks.end * L, H);
          unit += L) {
       alignas(64) T sum[kMC * 4 * L];
-      start_gates(args, x_rows, count, unit, sum);
+      start_gates(args, of_x, count, unit, sum);
       for (int64_t r = 0; r < count; ++r)
         for (int64_t gate = 0; gate < 4; ++gate)
           store(gates[r] + gate * H + unit, load(sum + (4 * r + gate) * L), H - unit);
@@ -124,17 +99,21 @@ FUSEDLSTM_HOST_DEVICE void update_cells(const ForwardArgs<T, W>& args, int64_t t
   const Vec<T> c_t = next_cell(activated, load(c_prev + unit, units));
   store(args.cells + (args.keep_cells ? entry : row) * args.cells_stride + unit, c_t, units);
   if (!args.recompute) {
-    T* const h = args.h ? args.h + row * H : args.y + entry * args.y_stride;
-    store(h + unit, hidden_state<VectorMath<T>>(activated, c_t), units);
+    const Vec<T> h = hidden_state<VectorMath<T>>(activated, c_t);
+    if (args.h)
+      store(args.h + row * H + unit, h, units);
+    else
+      store(args.y + entry * args.y_stride + unit, h, units);
   }
   if (args.keep_gates) store_gates(gates + unit, activated, H, units);
 }
 
-template <class T, class W, class GateGemm>
+template <class T, class W, class Panels>
 void forward_step(const ForwardArgs<T, W>& args, int64_t t, const Share<T>& share) {
   const int64_t I = args.size.input, H = args.size.hidden, P = args.size.outputs, L = kLanes<T>;
   for_each_row_block(args.rows, t, share, [&](const int64_t* row, int64_t count) {
-    const T *x[kMC], *h_prev[kMC], *c_prev[kMC];
+    const StateType<T, W>*x[kMC], *h_prev[kMC];
+    const T* c_prev[kMC];
     T* gates[kMC];
     for (int64_t r = 0; r < count; ++r) {
       x[r] = args.x + args.rows.entry(t, row[r]) * I;
@@ -142,21 +121,21 @@ void forward_step(const ForwardArgs<T, W>& args, int64_t t, const Share<T>& shar
       c_prev[r] = c_before(args, t, row[r], args.keep_cells);
       gates[r] = gates_of(args, t, row[r]);
     }
-    const bool packed = args.packed_hh != nullptr;
-    const typename GateGemm::Setup setup(count, packed);
-    const typename GateGemm::RowBlock x_rows(x, args.input_in_step ? count : 0, I, packed, share.workspace);
-    const typename GateGemm::RowBlock h_rows(h_prev, count, P, packed,
-                                             share.workspace + GateGemm::workspace(I));
+    const typename Panels::Setup setup(args.packed_hh ? count : 0);
+    const GateProduct<T, W, Panels> of_x(x, args.input_in_step ? count : 0, I, args.weight_ih, args.packed_ih,
+                                         share.workspace),
+        of_h(h_prev, count, P, args.weight_hh, args.packed_hh,
+             share.workspace + GateProduct<T, W, Panels>::workspace(I));
     for (int64_t unit = share.unit_blocks.begin * L; unit < std::min(share.unit_blocks.end * L, H);
          unit += L) {
       alignas(64) T sum[kMC * 4 * L];
       if (args.input_in_step)
-        start_gates(args, x_rows, count, unit, sum);
+        start_gates(args, of_x, count, unit, sum);
       else
         for (int64_t r = 0; r < count; ++r)
           for (int64_t gate = 0; gate < 4; ++gate)
             store(sum + (4 * r + gate) * L, load(gates[r] + gate * H + unit, H - unit));
-      h_rows.add_gates(args.weight_hh, args.packed_hh, H, unit, sum);
+      of_h.add(H, unit, sum);
       for (int64_t r = 0; r < count; ++r)
         update_cells(args, t, row[r], unit, sum + 4 * r * L, c_prev[r], gates[r]);
     }

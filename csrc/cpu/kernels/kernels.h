@@ -26,17 +26,21 @@ constexpr int64_t kKC = 128;
 // Lanes of the longest vector of any instruction set. Packed matrices and workspaces are padded for it.
 constexpr int64_t kMaxLanes = 16;
 
-template <class T, class W>
-struct Kernels {
-  int64_t lanes;         // width of a unit block in the forward pass, for gates and projection: one vector
-  int64_t nr;            // columns of a panel (BLIS: NR), and width of a unit block in the backward pass
+// How a policy of panels (panels.inl) divides a product.
+struct Blocking {
+  int64_t lanes;         // of a vector
   int64_t cached_depth;  // depth of all panels together that stay in a core's own cache
-  int64_t (*forward_workspace)(const Sizes&);  // elements for one thread
 
   // Panels that stay in a core's own cache, if each has this depth (BLIS: NC / NR).
   int64_t nc_panels(int64_t depth) const {
     return std::max<int64_t>(1, cached_depth / std::max<int64_t>(depth, 1));
   }
+};
+
+// A unit block is one vector, for gates and projection.
+template <class T, class W>
+struct ForwardKernels : Blocking {
+  int64_t (*workspace)(const Sizes&);  // elements for one thread
 
   // Packs W_ih or W_hh: a panel has all four gates of a unit block.
   void (*pack_gates)(const W* weight, int64_t hidden, int64_t depth, Range panels, T* packed);
@@ -47,31 +51,42 @@ struct Kernels {
   void (*forward_step)(const ForwardArgs<T, W>&, int64_t t, const Share<T>&);
   // y of step t from that workspace.
   void (*project)(const ForwardArgs<T, W>&, int64_t t, const Share<T>&);
+};
+
+template <class T, class W>
+struct BackwardKernels : Blocking {
+  int64_t nr;  // columns of a panel (BLIS: NR), and width of a unit block
+
+  int64_t (*packed_depth)(int64_t depth);  // elements of a packed column
+  int64_t (*workspace)(int64_t depth);     // elements for a row block of this depth
 
   // Packs a matrix of `depth` rows.
-  void (*pack_panels)(const T* const* rows, int64_t depth, int64_t columns, Range panels, T* packed);
+  void (*pack_panels)(const W* const* rows, int64_t depth, int64_t columns, Range panels, T* packed);
   // out [columns, depth]: transposes columns of a matrix of `depth` rows.
-  void (*transpose)(const T* const* rows, int64_t depth, Range columns, T* out);
+  void (*transpose)(const W* const* rows, int64_t depth, Range columns, W* out);
   // grad_p of step t, from grad_y and the gates' gradients of the next step.
-  void (*backward_project)(const BackwardArgs<T>&, const BackwardWorkspace<T>&, Range time_block, int64_t t,
-                           const Share<T>&);
+  void (*backward_project)(const BackwardArgs<T, W>&, const BackwardWorkspace<T, W>&, Range time_block,
+                           int64_t t, const Share<T>&);
   // grad_gates and grad_c of step t.
-  void (*backward_step)(const BackwardArgs<T>&, const BackwardWorkspace<T>&, Range time_block, int64_t t,
-                        const Share<T>&);
+  void (*backward_step)(const BackwardArgs<T, W>&, const BackwardWorkspace<T, W>&, Range time_block,
+                        int64_t t, const Share<T>&);
   // out [rows, columns] = a [rows, depth] times a packed matrix, or += with `adds`; kc as kKC above.
-  void (*gemm)(const T* a, int64_t rows, const T* panels, int64_t columns, int64_t depth, int64_t kc,
-               bool adds, T* out, int64_t out_stride);
+  void (*gemm)(const W* a, int64_t rows, const T* panels, int64_t columns, int64_t depth, int64_t kc,
+               bool adds, T* out, int64_t out_stride, T* workspace);
   // out [rows, columns] = a [rows, depth] times the rows b [depth, columns], or += with `adds`. Value (r, k)
   // of a is a[r * a_row + k * a_depth].
-  void (*gemm_unpacked)(const T* a, int64_t a_row, int64_t a_depth, int64_t rows, const T* const* b,
+  void (*gemm_unpacked)(const W* a, int64_t a_row, int64_t a_depth, int64_t rows, const W* const* b,
                         int64_t depth, int64_t columns, bool adds, T* out, int64_t out_stride);
 };
 
-// The kernels of one instruction set, for all types.
-using KernelSet = std::tuple<Kernels<double, double>, Kernels<float, float>, Kernels<float, BFloat16>,
-                             Kernels<float, Half>>;
+// The kernels of one instruction set, for all types. float16 has no backward pass of its own.
+using KernelSet =
+    std::tuple<ForwardKernels<double, double>, ForwardKernels<float, float>, ForwardKernels<float, BFloat16>,
+               ForwardKernels<float, Half>, BackwardKernels<double, double>, BackwardKernels<float, float>,
+               BackwardKernels<float, BFloat16>>;
+using BFloat16Kernels = std::tuple<ForwardKernels<float, BFloat16>, BackwardKernels<float, BFloat16>>;
 
 extern const KernelSet plain_kernels, avx2_kernels, avx512_kernels;
-extern const Kernels<float, BFloat16> amx_kernels;
+extern const BFloat16Kernels avx512_bf16_kernels, amx_kernels;
 
 }  // namespace fusedlstm::cpu

@@ -2,7 +2,7 @@
 // namespace of fusedlstm::cpu, kVectorBytes and kAccumulators (vectors of sums that fit the registers beside
 // their operands).
 
-#include "gemm.inl"
+#include "panels.inl"
 
 // Calls function(row, count) for the rows of a share that are active in step t, in row blocks of at most kMC.
 template <class T, class Function>
@@ -19,8 +19,8 @@ void for_each_row_block(const Rows& rows, int64_t t, const Share<T>& share, cons
 }
 
 // Stores one vector of units of each gate; gates are H elements apart.
-template <class T>
-FUSEDLSTM_HOST_DEVICE void store_gates(T* out, const Gates<Vec<T>>& gates, int64_t H, int64_t units) {
+template <class S, class V>
+FUSEDLSTM_HOST_DEVICE void store_gates(S* out, const Gates<V>& gates, int64_t H, int64_t units) {
   store(out, gates.i, units);
   store(out + H, gates.f, units);
   store(out + 2 * H, gates.g, units);
@@ -30,26 +30,39 @@ FUSEDLSTM_HOST_DEVICE void store_gates(T* out, const Gates<Vec<T>>& gates, int64
 #include "backward.inl"
 #include "forward.inl"
 
-// GateGemm says how the products of the gates are made (forward.inl).
-template <class T, class W, class GateGemm = VectorGateGemm<T, W>>
-constexpr Kernels<T, W> make_kernels() {
-  return {.lanes = kLanes<T>,
-          .nr = kNR<T>,
-          .cached_depth = GateGemm::kCachedDepth,
-          .forward_workspace = forward_workspace_of_thread<GateGemm>,
-          .pack_gates = GateGemm::pack,
-          .input_gates = input_gates<T, W, GateGemm>,
-          .forward_step = forward_step<T, W, GateGemm>,
-          .project = project<T, W>,
-          .pack_panels = pack_panels<T>,
-          .transpose = transpose<T>,
-          .backward_project = backward_project<T>,
-          .backward_step = backward_step<T>,
-          .gemm = gemm<T>,
-          .gemm_unpacked = gemm_unpacked<T>};
+template <class T, class W, class Panels = VectorPanels<T, W>>
+constexpr ForwardKernels<T, W> make_forward_kernels() {
+  return {{.lanes = kLanes<T>, .cached_depth = Panels::kCachedDepth},
+          forward_workspace_of_thread<T, W, Panels>,
+          pack_gates<T, W, Panels>,
+          input_gates<T, W, Panels>,
+          forward_step<T, W, Panels>,
+          project<T, W>};
+}
+
+template <class T, class W, class Panels = VectorPanels<T, W>>
+constexpr BackwardKernels<T, W> make_backward_kernels() {
+  return {{.lanes = kLanes<T>, .cached_depth = Panels::kCachedDepth},
+          kNR<T>,
+          Panels::packed_depth,
+          Panels::template workspace<W>,
+          pack_panels<T, W, Panels>,
+          transpose<T, W, Panels>,
+          backward_project<T, W, Panels>,
+          backward_step<T, W, Panels>,
+          gemm<T, W, Panels>,
+          gemm_unpacked<T, W>};
 }
 
 constexpr KernelSet make_kernel_set() {
-  return {make_kernels<double, double>(), make_kernels<float, float>(), make_kernels<float, BFloat16>(),
-          make_kernels<float, Half>()};
+  return {make_forward_kernels<double, double>(),  make_forward_kernels<float, float>(),
+          make_forward_kernels<float, BFloat16>(), make_forward_kernels<float, Half>(),
+          make_backward_kernels<double, double>(), make_backward_kernels<float, float>(),
+          make_backward_kernels<float, BFloat16>()};
+}
+
+// Those of bfloat16 with other panels.
+template <class Panels>
+constexpr BFloat16Kernels make_bfloat16_kernels() {
+  return {make_forward_kernels<float, BFloat16, Panels>(), make_backward_kernels<float, BFloat16, Panels>()};
 }

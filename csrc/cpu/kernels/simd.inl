@@ -130,6 +130,19 @@ FUSEDLSTM_HOST_DEVICE Vec<T> widened(const W* p, int64_t n) {
   return widened<T>(lanes);
 }
 
+// The first n lanes, rounded to the nearest bfloat16, ties to even.
+FUSEDLSTM_HOST_DEVICE void store(BFloat16* p, Vec<float> v, int64_t n) {
+  typedef uint32_t Word __attribute__((vector_size(kVectorBytes)));
+  typedef uint16_t Stored __attribute__((vector_size(kVectorBytes / 2)));
+  const Word bits = (Word)v, nan = (Word)(v != v);
+  const Word rounded = (bits + (0x7fff + (bits >> 16 & 1))) >> 16;
+  const Stored stored = __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), Stored);
+  if (n >= kLanes<float>)
+    std::memcpy(p, &stored, sizeof stored);
+  else
+    for (int64_t j = 0; j < n; ++j) p[j].bits = stored[j];
+}
+
 // The sums over the lanes of four vectors of eight: first within 128-bit halves, where shuffles are cheap.
 template <class Eight>
 FUSEDLSTM_HOST_DEVICE auto four_sums(Eight v0, Eight v1, Eight v2, Eight v3) {
