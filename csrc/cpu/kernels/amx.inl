@@ -22,9 +22,6 @@ inline __attribute__((always_inline)) void compiler_barrier() {
 
 struct TilePanels : PairLayout<kTileDepth> {
   using Unpacked = DotPairs;
-  // Panels of 1 MiB: rows are rounded anew for each NC of the panels, and processors with AMX have 2 MiB.
-  static constexpr int64_t kCachedDepth = (1 << 20) / (kNR<float> * sizeof(BFloat16));
-
   // Configures tiles 0 to 3 for sums, 4 and 5 for rows, 6 and 7 for columns. The destructor restores the
   // configuration that was there before, which another library may rely on.
   class Setup {

@@ -16,6 +16,7 @@
 #endif
 
 #include "../args.h"
+#include "../caches.h"
 
 namespace fusedlstm::cpu {
 
@@ -28,12 +29,12 @@ constexpr int64_t kMaxLanes = 16;
 
 // How a policy of panels (panels.inl) divides a product.
 struct Blocking {
-  int64_t lanes;         // of a vector
-  int64_t cached_depth;  // depth of all panels together that stay in a core's own cache
+  int64_t lanes;            // of a vector
+  int64_t panel_row_bytes;  // bytes of a panel for each k of the matrix
 
-  // Panels that stay in a core's own cache, if each has this depth (BLIS: NC / NR).
+  // Panels of this depth that stay in a core's own cache (BLIS: NC / NR).
   int64_t nc_panels(int64_t depth) const {
-    return std::max<int64_t>(1, cached_depth / std::max<int64_t>(depth, 1));
+    return std::max<int64_t>(1, cached_weight_bytes() / (panel_row_bytes * std::max<int64_t>(depth, 1)));
   }
 };
 

@@ -16,6 +16,8 @@ struct MultiplyAddPairs {
 // The depth is padded with zeros to a multiple of kDepth.
 template <int64_t kDepth>
 struct PairLayout {
+  static constexpr int64_t kRowBytes = kNR<float> * sizeof(BFloat16);  // of a panel, for each k of the matrix
+
   static int64_t packed_depth(int64_t depth) { return (depth + kDepth - 1) / kDepth * kDepth / 2; }
 
   static Vec<float> load_along(const BFloat16* row, int64_t k, int64_t depth) {
@@ -87,8 +89,6 @@ class DotPairs {
 // Vector instructions: a product of two pairs is added to each float.
 struct PairPanels : PairLayout<2> {
   using Unpacked = DotPairs;
-  static constexpr int64_t kCachedDepth = (256 << 10) / (kNR<float> * sizeof(BFloat16));
-
   struct Setup {
     explicit Setup(int64_t /*count*/) {}
   };

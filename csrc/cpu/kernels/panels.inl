@@ -113,8 +113,7 @@ class DotRows;
 // of the gates. A row block may come from either.
 template <class T, class W>
 struct VectorPanels {
-  // Depth of all panels that stay in a core's own cache: 256 KiB of at least 512.
-  static constexpr int64_t kCachedDepth = (256 << 10) / (kNR<T> * sizeof(T));
+  static constexpr int64_t kRowBytes = kNR<T> * sizeof(T);  // of a panel, for each k of the matrix
 
   static int64_t packed_depth(int64_t depth) { return depth; }
 
