@@ -46,8 +46,8 @@ inline std::ostream& operator<<(std::ostream& out, const ShapeText& shape) {
   return out << "]";
 }
 
-// As Tensor::scalar_type(), which asks torch for the number of one type after the other: 10 ns, 30 times a
-// call.
+// The same as Tensor::scalar_type(), which calls torch once for each type that it compares with: 10 ns more,
+// and a call asks 30 times.
 inline ScalarType dtype_of(const Tensor& tensor) {
   int32_t type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &type));

@@ -13,7 +13,7 @@
 
 namespace fusedlstm {
 
-// The arguments of a call, which outlive it. Weights are in the order of nn.LSTM: for each direction
+// References to the arguments of a call. Weights are in the order of nn.LSTM: for each direction
 // weight_ih [4H, I] and weight_hh [4H, P], then bias_ih and bias_hh [4H] if there are biases, then weight_hr
 // [P, H] if there is a projection.
 //

@@ -116,7 +116,7 @@ def lstm(
         memory.check("lengths", lengths)
         past = torch.arange(x.shape[0], device=x.device)[:, None] >= lengths
         x = x.masked_fill(past[:, :, None], 0)
-    y, last, every = _run(x, layers, p, lengths, resets, None, return_states, recompute)
+    y, last, every = _run(x, layers, p, lengths=lengths, resets=resets, keep_cells=return_states, recompute=recompute)
     if batch_first:
         y = y.transpose(0, 1)
     if not return_states:
@@ -160,18 +160,20 @@ def _packed(
             "lstm: input must not be a PackedSequence in a CUDA graph, which cannot read batch_sizes on the host;"
             " use a padded batch, with lengths"
         )
-    y, last, _ = _run(input.data, layers, dropout, None, None, input.batch_sizes, False, recompute, False)
+    y, last, _ = _run(
+        input.data, layers, dropout, batch_sizes=input.batch_sizes, recompute=recompute, cpu_autocast=False
+    )
     return PackedSequence(y, input.batch_sizes, input.sorted_indices, input.unsorted_indices), last
 
 
-def _run(x: Tensor, layers: list[_LayerInputs], dropout: float, *options: Any) -> tuple[Tensor, State, list[State]]:
+def _run(x: Tensor, layers: list[_LayerInputs], dropout: float, **options: Any) -> tuple[Tensor, State, list[State]]:
     """With the options of ops.lstm_layer: the last layer's output, all last states, and all states that are kept."""
     last: list[State] = []
     every: list[State] = []
     for h0, c0, weights in layers:
         if last and dropout > 0:
             x = F.dropout(x, dropout)
-        x, h_n, c_n, cells = ops.lstm_layer(x, h0, c0, weights, *options)
+        x, h_n, c_n, cells = ops.lstm_layer(x, h0, c0, weights, **options)
         last.append((h_n, c_n))
         if cells is not None:  # otherwise the output of a layer is freed once the next layer has run
             every.append((x, cells))

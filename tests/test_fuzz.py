@@ -63,59 +63,59 @@ def test_seeds_draw_everything_there_is():
     assert any(each.T * each.N > 256 for each in drawn)  # several time blocks in the backward pass
 
 
-def _lengths_off_by_one(layer, x, h0, c0, weights, lengths, *options):
+def _lengths_off_by_one(layer, x, h0, c0, weights, lengths=None, **options):
     if lengths is not None and len(x):
         lengths = (lengths - 1).clamp(min=0)
-    return layer(x, h0, c0, weights, lengths, *options)
+    return layer(x, h0, c0, weights, lengths=lengths, **options)
 
 
-def _resets_a_step_late(layer, x, h0, c0, weights, lengths, resets, *options):
+def _resets_a_step_late(layer, x, h0, c0, weights, resets=None, **options):
     if resets is not None:
         resets = resets.roll(1, 0)
-    return layer(x, h0, c0, weights, lengths, resets, *options)
+    return layer(x, h0, c0, weights, resets=resets, **options)
 
 
-def _gates_in_another_order(layer, x, h0, c0, weights, *options):
+def _gates_in_another_order(layer, x, h0, c0, weights, **options):
     H = c0.shape[2]
     order = torch.cat([torch.arange(H, 2 * H), torch.arange(H), torch.arange(2 * H, 4 * H)])
-    return layer(x, h0, c0, [weight[order] if len(weight) == 4 * H else weight for weight in weights], *options)
+    return layer(x, h0, c0, [weight[order] if len(weight) == 4 * H else weight for weight in weights], **options)
 
 
-def _no_gradient_of_h0(layer, x, h0, c0, weights, *options):
-    return layer(x, h0.detach(), c0, weights, *options)
+def _no_gradient_of_h0(layer, x, h0, c0, weights, **options):
+    return layer(x, h0.detach(), c0, weights, **options)
 
 
-def _directions_swapped(layer, x, h0, c0, weights, *options):
-    y, h_n, c_n, cells = layer(x, h0, c0, weights, *options)
+def _directions_swapped(layer, x, h0, c0, weights, **options):
+    y, h_n, c_n, cells = layer(x, h0, c0, weights, **options)
     return y, h_n.flip(0), c_n, cells
 
 
-def _gradient_too_large(layer, x, h0, c0, weights, *options):
-    y, h_n, c_n, cells = layer(x, h0, c0, weights, *options)
+def _gradient_too_large(layer, x, h0, c0, weights, **options):
+    y, h_n, c_n, cells = layer(x, h0, c0, weights, **options)
     return y, h_n, c_n + 0.01 * (c_n - c_n.detach()), cells
 
 
-def _last_unit_wrong(layer, x, h0, c0, weights, *options):
-    y, h_n, c_n, cells = layer(x, h0, c0, weights, *options)
+def _last_unit_wrong(layer, x, h0, c0, weights, **options):
+    y, h_n, c_n, cells = layer(x, h0, c0, weights, **options)
     wrong = torch.zeros_like(y)
     if c0.shape[2] % 16 == 1:
         wrong[..., -1] = 0.05
     return y + wrong, h_n, c_n, cells
 
 
-def _writes_to_x(layer, x, h0, c0, weights, *options):
+def _writes_to_x(layer, x, h0, c0, weights, **options):
     with torch.no_grad():
         x += 0 * x + 1
-    return layer(x, h0, c0, weights, *options)
+    return layer(x, h0, c0, weights, **options)
 
 
-def _other_bits_with_other_threads(layer, x, h0, c0, weights, *options):
-    y, h_n, c_n, cells = layer(x, h0, c0, weights, *options)
+def _other_bits_with_other_threads(layer, x, h0, c0, weights, **options):
+    y, h_n, c_n, cells = layer(x, h0, c0, weights, **options)
     return y * (1 + torch.finfo(y.dtype).eps * (torch.get_num_threads() - 1)), h_n, c_n, cells
 
 
-def _padding_not_zero(layer, x, h0, c0, weights, *options):
-    y, h_n, c_n, cells = layer(x, h0, c0, weights, *options)
+def _padding_not_zero(layer, x, h0, c0, weights, **options):
+    y, h_n, c_n, cells = layer(x, h0, c0, weights, **options)
     return y + 1e-30, h_n, c_n, cells
 
 
@@ -138,7 +138,7 @@ FAULTS = [
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__.strip("_"))
 def test_a_fault_shows_within_a_few_seeds(fault, monkeypatch):
     layer = ops.lstm_layer
-    monkeypatch.setattr(functional.ops, "lstm_layer", lambda *arguments: fault(layer, *arguments))
+    monkeypatch.setattr(functional.ops, "lstm_layer", lambda *arguments, **options: fault(layer, *arguments, **options))
     monkeypatch.setattr(check, "DRAWS", (1,))
     for seed in range(40):
         try:

@@ -62,7 +62,7 @@ struct ForwardArgs {
   const S* x;         // [S, I]
   const S* h0;        // [N, P]
   const T* c0;        // [N, H]
-  const void* zeros;  // [max(H, P)]  state before a segment; may be null without resets
+  const void* zeros;  // [max(H, P)]  of T and of S: states before a segment; may be null without resets
   T* gates;           // [S, 4H], or [B, 4H] of one time block; step t begins at entry gates_offset[t]
   const int64_t* gates_offset;  // [T]
   int64_t gates_stride;

@@ -31,12 +31,14 @@ constexpr int64_t kStepsOfPart = 16;
 struct Division {
   int64_t blocks, even, nc_blocks;
 
-  Division(const ThreadPlan& plan, int64_t n, int64_t width, int64_t nc_blocks, int64_t batch)
-      : blocks(ceil_div(n, width)), even(blocks), nc_blocks(std::max<int64_t>(nc_blocks, 1)) {
-    constexpr int64_t kRowsToDivide = 4;
-    if (batch >= kRowsToDivide * plan.group_size()) even = n / width / plan.unit_threads * plan.unit_threads;
-    if (batch <= kMC * plan.row_threads) this->nc_blocks = std::max<int64_t>(blocks, 1);
-  }
+  Division(const ThreadPlan& plan, int64_t n, int64_t width, int64_t nc_panels, int64_t batch)
+      : blocks(ceil_div(n, width)),
+        even(batch < kRowsToDivide * plan.group_size() ? blocks
+                                                       : n / width / plan.unit_threads * plan.unit_threads),
+        nc_blocks(batch <= kMC * plan.row_threads ? blocks : nc_panels) {}
+
+ private:
+  static constexpr int64_t kRowsToDivide = 4;
 };
 
 // A strand of the plan: its group, and its coordinates in the grid of the group.

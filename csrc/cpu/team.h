@@ -64,13 +64,14 @@ class Parts {
     alignas(64) std::atomic<int64_t> finished{0};  // parts of all phases
   };
 
-  // Within this many spins, a microsecond, a thread that runs has claimed its next part.
+  // A running thread claims its next part within so many spins, a microsecond, after the barrier has opened.
   static constexpr int kGrace = 64;
-  // Of about 40 cycles: a quarter of a millisecond. Then a thread sleeps, since another process may have
-  // taken a core, and a spinning thread would keep the core that the one in the middle of a part needs.
+  // A spin takes about 40 cycles, so many a quarter of a millisecond. Then the thread sleeps: it may hold the
+  // core that a thread in the middle of a part waits for.
   static constexpr int kSpins = 20000;
 
-  // Seldom, since a look at the parts of another strand takes a cache line from the thread that runs them.
+  // After 64 spins, 128, 256 and so on: reading the state of another strand takes its cache line from the
+  // thread that runs it.
   static bool is_time_to_look(int idle) { return idle >= kGrace && (idle & (idle - 1)) == 0; }
 
   static void pause() {
@@ -102,7 +103,7 @@ class Parts {
     if (!is_open(strand) ||
         !claimed_[strand].phases.compare_exchange_strong(phase, phase + 1, std::memory_order_relaxed))
       return false;
-    const int64_t group = strand / (plan_.unit_threads * plan_.row_threads);
+    const int64_t group = strand / plan_.group_size();
     run(strand, phases_[group][phase]);
     if (rows.finished.fetch_add(1, std::memory_order_acq_rel) + 1 == (phase + 1) * plan_.unit_threads)
       pass_barrier(group, rows, phase);
@@ -155,7 +156,7 @@ using Clock = std::chrono::steady_clock;
 // milliseconds. After one that took long, a call that one thread computes sooner stays on one thread for a
 // while.
 int64_t team_size(int64_t threads, int64_t multiply_adds);
-// Learns how long the threads of a call waited for each other without work.
+// Records how long the threads of a call waited for each other at its begin and end.
 void note_meeting(Clock::duration wait);
 
 // Calls run(strand, phase) for each strand and each phase of its group. The team has one thread inside
