@@ -142,14 +142,15 @@ void bind_cpu_plan(pybind11::module_& m) {
   m.def(
       "make_cpu_plan",
       [](int64_t steps, int64_t batch, int64_t input, int64_t hidden, std::optional<int64_t> outputs,
-         int64_t directions, int64_t threads, bool backward, int64_t cached_weight_bytes) {
+         int64_t directions, int64_t threads, bool backward, int64_t cached_weight_bytes,
+         int64_t packed_rows) {
         const Sizes sizes{steps, batch, input, hidden, outputs.value_or(hidden), directions, steps * batch};
         return cpu::make_thread_plan(sizes, threads, backward ? Pass::backward : Pass::forward,
-                                     cached_weight_bytes);
+                                     cached_weight_bytes, packed_rows);
       },
       pybind11::kw_only(), "steps"_a, "batch"_a, "input"_a, "hidden"_a, "outputs"_a = pybind11::none(),
       "directions"_a = 1, "threads"_a, "backward"_a = false, "cached_weight_bytes"_a = 256 << 10,
-      "Chooses; asks no processor.");
+      "packed_rows"_a = 4, "Chooses; asks no processor.");
 }
 
 }  // namespace

@@ -110,4 +110,5 @@ def make_cpu_plan(
     threads: int,
     backward: bool = False,
     cached_weight_bytes: int = 262144,
+    packed_rows: int = 4,
 ) -> CpuPlan: ...

@@ -66,6 +66,11 @@ def test_every_thread_has_a_place(steps, batch, input, hidden, directions, threa
     assert 1 <= chosen.time_block <= max(steps, 1)
 
 
+def test_tiles_pack_for_a_single_sequence():
+    sizes = {"steps": 48, "batch": 1, "input": 512, "hidden": 512, "threads": 2}
+    assert [make_cpu_plan(**sizes, packed_rows=rows).packs for rows in (1, 2)] == [True, False]
+
+
 def test_weights_are_kept_where_the_cache_holds_them():
     sizes = {"steps": 100, "batch": 32, "input": 200, "hidden": 200, "threads": 2}
     small, large = (make_cpu_plan(**sizes, cached_weight_bytes=kib << 10) for kib in (256, 1024))

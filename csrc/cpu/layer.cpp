@@ -58,6 +58,21 @@ ScalarType state_type(const Tensor& x) {
   return dtype_of(x) == ScalarType::Half ? ScalarType::Float : dtype_of(x);
 }
 
+// Calls function(T{}, W{}) with the type of the arithmetic and that of the weights.
+template <class Function>
+auto with_types(ScalarType weights, const Function& function) {
+  switch (weights) {
+    case ScalarType::Double:
+      return function(double{}, double{});
+    case ScalarType::BFloat16:
+      return function(float{}, BFloat16{});
+    case ScalarType::Half:
+      return function(float{}, Half{});
+    default:
+      return function(float{}, float{});
+  }
+}
+
 // A call: the layer with its tensors in the types of the arithmetic, which rows run when, and the threads.
 struct LayerCall {
   Layer layer;
@@ -68,9 +83,10 @@ struct LayerCall {
   LayerCall(const LayerInputs& in, Pass pass)
       : layer(in, state_type(in.x), pass == Pass::forward ? dtype_of(in.x) : state_type(in.x)),
         schedule(layer),
-        plan(make_thread_plan(layer.size,
-                              team_size(torch::stable::get_num_threads(), multiply_adds(layer.size)), pass,
-                              cached_weight_bytes())) {
+        plan(make_thread_plan(
+            layer.size, team_size(torch::stable::get_num_threads(), multiply_adds(layer.size)), pass,
+            cached_weight_bytes(),
+            with_types(dtype_of(in.x), []<class T, class W>(T, W) { return packed_rows<T, W>(); }))) {
     layer.c0 = prepare(in.c0, compute_type(in.x));
   }
 
@@ -93,21 +109,6 @@ std::vector<int64_t> offsets_in_blocks(const std::vector<int64_t>& offset, const
   for (const Range& block : blocks)
     for (int64_t t = block.begin; t < block.end; ++t) offsets[t] -= offset[block.begin];
   return offsets;
-}
-
-// Calls function(T{}, W{}) with the type of the arithmetic and that of the weights.
-template <class Function>
-auto with_types(ScalarType weights, const Function& function) {
-  switch (weights) {
-    case ScalarType::Double:
-      return function(double{}, double{});
-    case ScalarType::BFloat16:
-      return function(float{}, BFloat16{});
-    case ScalarType::Half:
-      return function(float{}, Half{});
-    default:
-      return function(float{}, float{});
-  }
 }
 
 // [D, 4H]: bias_ih + bias_hh.

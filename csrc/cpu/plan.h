@@ -36,8 +36,10 @@ struct ThreadPlan {
 // Of a forward pass.
 int64_t multiply_adds(const Sizes& sizes);
 
-// `threads` is how many are available; the plan may use fewer. `cached_weight_bytes`: as in caches.h.
-ThreadPlan make_thread_plan(const Sizes& sizes, int64_t threads, Pass pass, int64_t cached_weight_bytes);
+// `threads` is how many are available; the plan may use fewer. `cached_weight_bytes`: as in caches.h. A
+// forward pass packs weights only for batches of `packed_rows` rows or more.
+ThreadPlan make_thread_plan(const Sizes& sizes, int64_t threads, Pass pass, int64_t cached_weight_bytes,
+                            int64_t packed_rows);
 
 // Divides all steps into time blocks, in rising or falling order of steps. Step t has the entries
 // [offset[t], offset[t + 1]).

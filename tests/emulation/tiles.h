@@ -52,6 +52,11 @@ inline void require_configured(int tile) {
           "a tile is used that is not configured");
 }
 
+inline void clear(int tile) {
+  require_configured(tile);
+  std::memset(tiles[tile], 0, sizeof tiles[tile]);
+}
+
 inline void load(int tile, const void* from, int64_t stride) {
   require_configured(tile);
   std::memset(tiles[tile], 0, sizeof tiles[tile]);
@@ -101,11 +106,13 @@ extern "C" [[gnu::used, gnu::visibility("default")]] inline uint64_t fusedlstm_t
 
 #undef _tile_loadconfig
 #undef _tile_storeconfig
+#undef _tile_zero
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
 #define _tile_loadconfig fusedlstm::emulated_tiles::load_config
 #define _tile_storeconfig fusedlstm::emulated_tiles::store_config
+#define _tile_zero fusedlstm::emulated_tiles::clear
 #define _tile_loadd fusedlstm::emulated_tiles::load
 #define _tile_stored fusedlstm::emulated_tiles::store
 #define _tile_dpbf16ps fusedlstm::emulated_tiles::multiply

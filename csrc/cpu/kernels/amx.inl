@@ -20,8 +20,103 @@ inline __attribute__((always_inline)) void compiler_barrier() {
   asm volatile("" ::: "memory");
 }
 
+// Rows that are multiplied with unpacked weights: a tile of weights, as they are stored, by one of rows,
+// which are transposed to pairs. The sums of a tile are [16 units, 16 rows].
+class TileDots : PairLayout<kTileDepth> {
+ public:
+  static constexpr int64_t kSetupRows = kTileRows;
+
+  TileDots(const BFloat16* const* rows, int64_t count, int64_t depth, float* workspace)
+      : rows_(workspace), count_(count), depth_(depth) {
+    for (int64_t first = 0; first < count; first += kTileRows)
+      for (int64_t k = 0; k < packed_depth(depth); k += L, workspace += kTileRows * L) {
+        Vec<float> square[L];
+        for (int64_t r = 0; r < L; ++r)
+          square[r] = first + r < count ? load_along(rows[first + r], k, depth) : Vec<float>{};
+        transpose_square<float>(square);
+        for (int64_t i = 0; i < L; ++i) store(workspace + i * L, square[i]);
+      }
+  }
+
+  // As that of DotRows.
+  void multiply(const BFloat16* weight, int64_t gate_stride, int64_t units, float* sum) const {
+    const float* rows = rows_;
+    for (int64_t first = 0; first < count_; first += kTileRows) {
+      alignas(64) float of_tiles[4][kTileRows * L];
+      multiply_tile(weight, gate_stride, units, rows, of_tiles);
+      rows += kTileRows * packed_depth(depth_);
+      for (int64_t gate = 0; gate < 4; ++gate) {
+        Vec<float> square[L];
+        for (int64_t i = 0; i < L; ++i) square[i] = load(of_tiles[gate] + i * L);
+        transpose_square<float>(square);
+        for (int64_t r = 0; r < std::min(kTileRows, count_ - first); ++r) {
+          float* const at = sum + (first + r) * kNR<float> + gate * L;
+          store(at, load(at) + square[r]);
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t L = kLanes<float>, kStride = L * sizeof(float);
+
+  // A tile of weights; one that the weight does not fill is copied, with zeros in place of what follows it.
+  class Weights {
+   public:
+    Weights(const BFloat16* weight, int64_t units, int64_t k, int64_t depth)
+        : at_(weight + 2 * k), stride_(depth * sizeof(BFloat16)) {
+      if (units == kTileRows && 2 * (k + L) <= depth) return;
+      for (int64_t j = 0; j < kTileRows; ++j)
+        store(copy_ + j * L, j < units ? load_along(weight + j * depth, k, depth) : Vec<float>{});
+      at_ = copy_, stride_ = kStride;
+    }
+    Weights(const Weights&) = delete;
+
+    const void* at() const { return at_; }
+    int64_t stride() const { return stride_; }
+
+   private:
+    const void* at_;
+    int64_t stride_;
+    alignas(64) float copy_[kTileRows * L];
+  };
+
+  void multiply_tile(const BFloat16* weight, int64_t gate_stride, int64_t units, const float* rows,
+                     float (*sums)[kTileRows * L]) const {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = 0; k < packed_depth(depth_); k += L, rows += kTileRows * L) {
+      const Weights i(weight, units, k, depth_), f(weight + gate_stride, units, k, depth_),
+          g(weight + 2 * gate_stride, units, k, depth_), o(weight + 3 * gate_stride, units, k, depth_);
+      compiler_barrier();
+      _tile_loadd(6, rows, kStride);
+      _tile_loadd(4, i.at(), i.stride());
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, f.at(), f.stride());
+      _tile_dpbf16ps(1, 5, 6);
+      _tile_loadd(4, g.at(), g.stride());
+      _tile_dpbf16ps(2, 4, 6);
+      _tile_loadd(5, o.at(), o.stride());
+      _tile_dpbf16ps(3, 5, 6);
+    }
+    _tile_stored(0, sums[0], kStride);
+    _tile_stored(1, sums[1], kStride);
+    _tile_stored(2, sums[2], kStride);
+    _tile_stored(3, sums[3], kStride);
+    compiler_barrier();
+  }
+
+  const float* rows_;
+  int64_t count_, depth_;
+};
+
 struct TilePanels : PairLayout<kTileDepth> {
-  using Unpacked = DotPairs;
+  using Unpacked = TileDots;
+  // Even for one row, since a panel is read in the order of memory.
+  static constexpr int64_t kPackedRows = 1;
+
   // Configures tiles 0 to 3 for sums, 4 and 5 for rows, 6 and 7 for columns. The destructor restores the
   // configuration that was there before, which another library may rely on.
   class Setup {

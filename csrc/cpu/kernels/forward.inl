@@ -15,6 +15,11 @@ class GateProduct {
         block_(rows, packed ? count : 0, depth, workspace),
         unpacked_(rows, packed ? 0 : count, depth, workspace) {}
 
+  // What Panels::Setup is told before such products.
+  static int64_t setup_rows(const T* packed, int64_t count) {
+    return packed ? count : Panels::Unpacked::kSetupRows;
+  }
+
   static int64_t workspace(int64_t depth) {
     return std::max(Panels::template workspace<S>(depth), VectorPanels<T, W>::template workspace<S>(depth));
   }
@@ -23,9 +28,7 @@ class GateProduct {
   void add(int64_t hidden, int64_t unit, T* sum) const {
     constexpr int64_t L = kLanes<T>;
     if (packed_) return block_.multiply(packed_ + unit * 4 * Panels::packed_depth(depth_), 4, sum);
-    for (int64_t gate = 0; gate < 4; ++gate)
-      unpacked_.multiply(weight_ + (gate * hidden + unit) * depth_, std::min(L, hidden - unit),
-                         sum + gate * L);
+    unpacked_.multiply(weight_ + unit * depth_, hidden * depth_, std::min(L, hidden - unit), sum);
   }
 
  private:
@@ -66,7 +69,7 @@ void input_gates(const ForwardArgs<T, W>& args, Range time_block, const Share<T>
   T* gates[kMC];
   int64_t count = 0;
   const auto flush = [&] {
-    const typename Panels::Setup setup(args.packed_ih ? count : 0);
+    const typename Panels::Setup setup(GateProduct<T, W, Panels>::setup_rows(args.packed_ih, count));
     const GateProduct<T, W, Panels> of_x(x, count, I, args.weight_ih, args.packed_ih, share.workspace);
     for (int64_t unit = share.unit_blocks.begin * L; unit < std::min(share.unit_blocks.end * L, H);
          unit += L) {
@@ -121,7 +124,7 @@ void forward_step(const ForwardArgs<T, W>& args, int64_t t, const Share<T>& shar
       c_prev[r] = c_before(args, t, row[r], args.keep_cells);
       gates[r] = gates_of(args, t, row[r]);
     }
-    const typename Panels::Setup setup(args.packed_hh ? count : 0);
+    const typename Panels::Setup setup(GateProduct<T, W, Panels>::setup_rows(args.packed_hh, count));
     const GateProduct<T, W, Panels> of_x(x, args.input_in_step ? count : 0, I, args.weight_ih, args.packed_ih,
                                          share.workspace),
         of_h(h_prev, count, P, args.weight_hh, args.packed_hh,

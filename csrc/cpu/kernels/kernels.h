@@ -31,6 +31,7 @@ constexpr int64_t kMaxLanes = 16;
 struct Blocking {
   int64_t lanes;            // of a vector
   int64_t panel_row_bytes;  // bytes of a panel for each k of the matrix
+  int64_t packed_rows;      // rows that a panel of weights needs to be faster than the weights as they are
 
   // Panels of this depth that stay in a core's own cache (BLIS: NC / NR).
   int64_t nc_panels(int64_t depth) const {

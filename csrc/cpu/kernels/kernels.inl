@@ -32,7 +32,7 @@ FUSEDLSTM_HOST_DEVICE void store_gates(S* out, const Gates<V>& gates, int64_t H,
 
 template <class T, class W, class Panels = VectorPanels<T, W>>
 constexpr ForwardKernels<T, W> make_forward_kernels() {
-  return {{.lanes = kLanes<T>, .panel_row_bytes = Panels::kRowBytes},
+  return {{.lanes = kLanes<T>, .panel_row_bytes = Panels::kRowBytes, .packed_rows = Panels::kPackedRows},
           forward_workspace_of_thread<T, W, Panels>,
           pack_gates<T, W, Panels>,
           input_gates<T, W, Panels>,
@@ -42,7 +42,7 @@ constexpr ForwardKernels<T, W> make_forward_kernels() {
 
 template <class T, class W, class Panels = VectorPanels<T, W>>
 constexpr BackwardKernels<T, W> make_backward_kernels() {
-  return {{.lanes = kLanes<T>, .panel_row_bytes = Panels::kRowBytes},
+  return {{.lanes = kLanes<T>, .panel_row_bytes = Panels::kRowBytes, .packed_rows = Panels::kPackedRows},
           kNR<T>,
           Panels::packed_depth,
           Panels::template workspace<W>,

@@ -63,6 +63,8 @@ struct PairLayout {
 // less than a vector of pairs would be multiplied one by one.
 class DotPairs {
  public:
+  static constexpr int64_t kSetupRows = 0;
+
   DotPairs(const BFloat16* const* rows, int64_t count, int64_t depth, float* workspace)
       : of_pairs_(depth % 2 == 0 && depth >= 2 * kLanes<float>),
         single_(rows, of_pairs_ ? 0 : count, depth, workspace),
@@ -73,10 +75,13 @@ class DotPairs {
     if (of_pairs_) PairLayout<2>::copy(rows, count, depth, workspace);
   }
 
-  void multiply(const BFloat16* weight, int64_t columns, float* sum) const {
-    if (!of_pairs_) return single_.multiply(weight, columns, sum);
-    dot_gemm<float, float, MultiplyAddPairs>(rows_, count_, reinterpret_cast<const float*>(weight), pairs_,
-                                             columns, pairs_, sum, kNR<float>);
+  // As that of DotRows.
+  void multiply(const BFloat16* weight, int64_t gate_stride, int64_t units, float* sum) const {
+    if (!of_pairs_) return single_.multiply(weight, gate_stride, units, sum);
+    for (int64_t gate = 0; gate < 4; ++gate)
+      dot_gemm<float, float, MultiplyAddPairs>(rows_, count_,
+                                               reinterpret_cast<const float*>(weight + gate * gate_stride),
+                                               pairs_, units, pairs_, sum + gate * kLanes<float>, kNR<float>);
   }
 
  private:
@@ -88,6 +93,8 @@ class DotPairs {
 
 // Vector instructions: a product of two pairs is added to each float.
 struct PairPanels : PairLayout<2> {
+  static constexpr int64_t kPackedRows = 4;
+
   using Unpacked = DotPairs;
   struct Setup {
     explicit Setup(int64_t /*count*/) {}

@@ -114,6 +114,7 @@ class DotRows;
 template <class T, class W>
 struct VectorPanels {
   static constexpr int64_t kRowBytes = kNR<T> * sizeof(T);  // of a panel, for each k of the matrix
+  static constexpr int64_t kPackedRows = 4;                 // as Blocking::packed_rows
 
   static int64_t packed_depth(int64_t depth) { return depth; }
 
@@ -183,13 +184,18 @@ struct VectorPanels {
 template <class T, class W>
 class DotRows {
  public:
+  static constexpr int64_t kSetupRows = 0;  // rows that Panels::Setup is told
+
   template <class S>
   DotRows(const S* const* rows, int64_t count, int64_t depth, T* workspace)
       : block_(rows, count, depth, workspace), count_(count), depth_(depth) {}
 
-  // sum [count, 4 vectors] += the rows times `columns` rows of the weight, one vector at most.
-  void multiply(const W* weight, int64_t columns, T* sum) const {
-    dot_gemm<T, W>(block_.rows(), count_, weight, depth_, columns, depth_, sum, kNR<T>);
+  // sum [count, 4 gates, lanes] += the rows times those of the weight for some units, one vector at most.
+  // `gate_stride` elements of the weight are from one gate to the next.
+  void multiply(const W* weight, int64_t gate_stride, int64_t units, T* sum) const {
+    for (int64_t gate = 0; gate < 4; ++gate)
+      dot_gemm<T, W>(block_.rows(), count_, weight + gate * gate_stride, depth_, units, depth_,
+                     sum + gate * kLanes<T>, kNR<T>);
   }
 
  private:
