@@ -45,7 +45,7 @@ struct OutputGradients {
   std::optional<Tensor> y, h_n, c_n, cells;
 };
 struct SavedForBackward {
-  Tensor y, cells, gates;  // gates: activated
+  Tensor y, cells, gates;
 };
 struct NeededGradients {
   bool x, h0;
@@ -78,11 +78,12 @@ inline Tensor prepare(const Tensor& tensor, ScalarType type) {
 inline std::optional<Tensor> prepare(const std::optional<Tensor>& tensor, ScalarType type) {
   return tensor ? std::optional(prepare(*tensor, type)) : std::nullopt;
 }
-inline OutputGradients prepare(const OutputGradients& grads, ScalarType io, ScalarType cells) {
-  return {prepare(grads.y, io), prepare(grads.h_n, io), prepare(grads.c_n, io), prepare(grads.cells, cells)};
+inline OutputGradients prepare(const OutputGradients& grads, ScalarType type) {
+  return {prepare(grads.y, type), prepare(grads.h_n, type), prepare(grads.c_n, type),
+          prepare(grads.cells, type)};
 }
-inline SavedForBackward prepare(const SavedForBackward& saved, ScalarType io, ScalarType kept) {
-  return {prepare(saved.y, io), prepare(saved.cells, kept), prepare(saved.gates, kept)};
+inline SavedForBackward prepare(const SavedForBackward& saved, ScalarType type) {
+  return {prepare(saved.y, type), prepare(saved.cells, type), prepare(saved.gates, type)};
 }
 
 inline Sizes sizes_of(const LayerInputs& in) {

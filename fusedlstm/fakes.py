@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fusedlstm import errors
 
-# The types of devices on which a 16-bit layer keeps 16-bit gates and cell states (csrc/cuda/kept.cuh).
-narrow_devices = {"cuda"}
+# The types of devices on which a float16 layer keeps float16 gates and cell states; on others it keeps float32. Layers
+# of other dtypes keep their own everywhere.
+float16_devices = {"cuda"}
 
 
 def register() -> None:
@@ -64,8 +65,8 @@ def _recompute(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _kept(inputs: Sequence[Any], keep_cells: bool, keep_gates: bool) -> tuple[Tensor, Tensor]:
     x, _h0, c0, *_ = inputs
     D, _, H = c0.shape
-    narrow = x.device.type in narrow_devices
-    dtype = x.dtype if narrow else torch.promote_types(x.dtype, torch.float32)
+    widened = x.dtype == torch.float16 and x.device.type not in float16_devices
+    dtype = torch.float32 if widened else x.dtype
 
     def sequence(columns: int, kept: bool) -> Tensor:
         empty: Tensor = x.new_empty((*x.shape[:-1], columns) if kept else (0,), dtype=dtype)

@@ -94,11 +94,11 @@ def operators(strategy: str = "stepwise", multiprocessors: int = 4, seed: int = 
             for name in ("lstm_inference", "lstm_forward", "lstm_recompute", "lstm_backward"):
                 operator = getattr(torch.ops.fusedlstm, name).default
                 library.impl(name, partial(operator.redispatch, cuda), "CPU", allow_override=True)
-        fakes.narrow_devices.add("cpu")
+        fakes.float16_devices.add("cpu")
         try:
             yield
         finally:
-            fakes.narrow_devices.discard("cpu")
+            fakes.float16_devices.discard("cpu")
             if before is None:
                 del os.environ["FUSEDLSTM_STRATEGY"]
             else:

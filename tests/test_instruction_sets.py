@@ -62,7 +62,8 @@ def test_tiles_are_used(isa):
 
 
 @pytest.mark.parametrize(
-    "tests", ["test_gradients.py::test_values_and_gradients", "test_limits_of_gates.py", "test_resets.py"]
+    "tests",
+    ["test_gradients.py::test_values_and_gradients", "test_kept.py", "test_limits_of_gates.py", "test_resets.py"],
 )
 def test_values_and_gradients(tests, isa):
     if isa == _C.instruction_set():

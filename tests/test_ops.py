@@ -90,9 +90,11 @@ def test_opcheck(shape, dtype, device):
         torch.library.opcheck(_ops.lstm_forward.default, (*args, *keep), atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_inference_equals_forward(shape, device):
-    args = _arguments(device, **shape)
+def test_inference_equals_forward(shape, dtype, device):
+    """In 16 bits too, although cell states are kept in fewer bits than the recurrence has."""
+    args = _arguments(device, DTYPES[dtype], **shape)
     for inference, forward in zip(_ops.lstm_inference(*args), _forward(*args), strict=False):
         assert torch.equal(inference, forward)
 

@@ -41,7 +41,7 @@ struct Rows {
   [[gnu::always_inline]] int64_t entry(int64_t t, int64_t row) const { return offset[t] + row; }
 };
 
-// In what x, h and y are stored: bfloat16 as it is, and float16 widened.
+// In what x, h and y are stored, and what is kept of a step: bfloat16 as it is, and float16 widened.
 template <class T, class W>
 using StateType = std::conditional_t<std::is_same_v<W, BFloat16>, W, T>;
 
@@ -61,22 +61,20 @@ struct ForwardArgs {
   const T* bias;      // [4H]       may be null
   const S* x;         // [S, I]
   const S* h0;        // [N, P]
-  const T* c0;        // [N, H]
   const void* zeros;  // [max(H, P)]  of T and of S: states before a segment; may be null without resets
-  T* gates;           // [S, 4H], or [B, 4H] of one time block; step t begins at entry gates_offset[t]
-  const int64_t* gates_offset;  // [T]
-  int64_t gates_stride;
-  bool keep_gates;  // write the activated gates; without it `gates` is workspace, unused with input_in_step
+  T* sums;            // [B, 4H]    workspace of one time block: sums of gates; null with input_in_step
+  const int64_t* sums_offset;  // [T]  first entry of each step in it
   bool input_in_step;  // multiply x with W_ih in each step, not for a time block before its first step
   bool recompute;      // y is given, not written: only gates and cells are computed
   S* y;                // [S, P]       written for the active rows of a step
   int64_t y_stride;
-  T* cells;  // [S, H]       written; [N, H], overwritten in each step, without keep_cells
+  S* gates;  // [S, 4H]      written: activated, as store_kept writes them; null: not kept
+  int64_t gates_stride;
+  S* cells;  // [S, H]       written; null: not kept
   int64_t cells_stride;
-  bool keep_cells;
   T* h;    // [N, H]       workspace: h of one step before its projection; null without one
+  T* c;    // [N, H]       holds c0 on entry, and c_n in the end: overwritten in each step
   S* h_n;  // [N, P]       written: state after each row's last step; null with recompute
-  T* c_n;  // [N, H]       written; may be `cells` without keep_cells; null with recompute
 };
 
 template <class T, class W>
@@ -90,13 +88,13 @@ struct BackwardArgs {
   const W* weight_hr;                  // [P, H]     null: no projection
   const W* x;                          // [S, I]
   const W* h0;                         // [N, P]
-  const T* c0;                         // [N, H]
+  const W* c0;                         // [N, H]
   const void* zeros;    // [max(H, P)]  state before a segment, and of a row that takes no part in a step
   const W* y;           // [S, P]
-  const T* gates;       // [S, 4H]    activated
-  const T* cells;       // [S, H]
+  const W* gates;       // [S, 4H]    as the forward pass keeps them
+  const W* cells;       // [S, H]
   const W* grad_y;      // [S, P]     may be null (zero)
-  const T* grad_cells;  // [S, H]     may be null (zero)
+  const W* grad_cells;  // [S, H]     may be null (zero)
   const W* grad_h_n;    // [N, P]     may be null (zero)
   int64_t gates_stride;
   int64_t y_stride;      // of y and grad_y
@@ -136,13 +134,11 @@ template <class Args>
   if (is_first(args, t, row)) return args.h0 + row * args.size.outputs;
   return args.y + args.rows.entry(args.reverse ? t + 1 : t - 1, row) * args.y_stride;
 }
-template <class Args>
-[[gnu::always_inline]] inline auto c_before(const Args& args, int64_t t, int64_t row, bool keep_cells)
-    -> decltype(args.c0) {
-  if (enters_segment(args, t, row)) return static_cast<decltype(args.c0)>(args.zeros);
+template <class T, class W>
+[[gnu::always_inline]] inline const W* c_before(const BackwardArgs<T, W>& args, int64_t t, int64_t row) {
+  if (enters_segment(args, t, row)) return static_cast<const W*>(args.zeros);
   if (is_first(args, t, row)) return args.c0 + row * args.size.hidden;
-  return args.cells +
-         (keep_cells ? args.rows.entry(args.reverse ? t + 1 : t - 1, row) : row) * args.cells_stride;
+  return args.cells + args.rows.entry(args.reverse ? t + 1 : t - 1, row) * args.cells_stride;
 }
 
 // What one thread computes of a step: unit blocks (`Kernels` gives their width), and of the rows in order of

@@ -109,7 +109,7 @@ class ForwardPass {
   }
 };
 
-// h_n and c_n: the states after each row's last step, or h0 and c0 for a row of no steps.
+// h_n: the state after each row's last step, or h0 for a row of no steps.
 template <class T, class W>
 void write_last_states(const ForwardArgs<T, W>& args) {
   const Sizes& s = args.size;
@@ -117,11 +117,7 @@ void write_last_states(const ForwardArgs<T, W>& args) {
     const int64_t length = args.rows.length[row], last = args.reverse ? 0 : length - 1;
     const auto* const h =
         length ? args.y + args.rows.entry(last, row) * args.y_stride : args.h0 + row * s.outputs;
-    const T* const c =
-        length ? args.cells + (args.keep_cells ? args.rows.entry(last, row) : row) * args.cells_stride
-               : args.c0 + row * s.hidden;
     std::copy_n(h, s.outputs, args.h_n + row * s.outputs);
-    if (c != args.c_n + row * s.hidden) std::copy_n(c, s.hidden, args.c_n + row * s.hidden);
   }
 }
 

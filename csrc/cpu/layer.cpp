@@ -13,8 +13,8 @@ namespace fusedlstm::cpu {
 namespace {
 
 // Uninitialized; on huge pages where it is large.
-Tensor new_large(const Tensor& like, Shape sizes) {
-  Tensor tensor = allocate(like, sizes);
+Tensor new_large(const Tensor& like, Shape sizes, std::optional<ScalarType> type = {}) {
+  Tensor tensor = allocate(like, sizes, type);
   prefer_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size());
   return tensor;
 }
@@ -53,7 +53,7 @@ struct Schedule {
   Rows rows() const { return {length.data(), order.data(), active.data(), offset.data(), resets}; }
 };
 
-// In what x, h and y are read and written: bfloat16 as it is stored, and float16 widened.
+// Of x, h, y and what is kept (StateType): bfloat16 as it is stored, and float16 widened.
 ScalarType state_type(const Tensor& x) {
   return dtype_of(x) == ScalarType::Half ? ScalarType::Float : dtype_of(x);
 }
@@ -86,14 +86,12 @@ struct LayerCall {
         plan(make_thread_plan(
             layer.size, team_size(torch::stable::get_num_threads(), multiply_adds(layer.size)), pass,
             cached_weight_bytes(),
-            with_types(dtype_of(in.x), []<class T, class W>(T, W) { return packed_rows<T, W>(); }))) {
-    layer.c0 = prepare(in.c0, compute_type(in.x));
-  }
+            with_types(dtype_of(in.x), []<class T, class W>(T, W) { return packed_rows<T, W>(); }))) {}
 
-  // A sequence tensor of the type of another; the passes write the steps of each row, and what lies past its
-  // length reads as zero.
-  Tensor new_sequence(const Tensor& like, int64_t columns) const {
-    Tensor sequence = new_large(like, layer.sequence(columns));
+  // A sequence tensor of state_type; the passes write the steps of each row, and what lies past its length
+  // reads as zero.
+  Tensor new_sequence(int64_t columns) const {
+    Tensor sequence = new_large(layer.x, layer.sequence(columns));
     if (layer.lengths) torch::stable::zero_(sequence);
     return sequence;
   }
@@ -118,7 +116,7 @@ std::vector<T> summed_biases(const Layer& layer) {
   const int64_t G = 4 * layer.size.hidden;
   std::vector<T> bias = new_vector<T>(layer.size.directions * G);
   for (int64_t d = 0; d < layer.size.directions; ++d) {
-    const ScalarType type = dtype_of(layer.c0);
+    const ScalarType type = compute_type(layer.x);
     const Tensor ih = prepare(layer.bias_ih(d), type);
     const Tensor hh = prepare(layer.bias_hh(d), type);
     const T *const of_ih = pointer<T>(ih), *const of_hh = pointer<T>(hh);
@@ -138,18 +136,22 @@ void run_forward(const LayerCall& call, const ForwardResults& out, bool recomput
   const std::vector<T> zeros = new_vector<T>(call.schedule.resets ? std::max(H, P) : 0);
   const bool packs = call.plan.packs, in_step = call.plan.time_block == 1;
   const int64_t ih_size = packs ? packed_weights(I, H) : 0, hh_size = packs ? packed_weights(P, H) : 0,
-                gates_size = out.gates || in_step ? 0 : call.plan.block_entries(layer.size) * G,
-                h_size = layer.projected ? N * H : 0;
-  const int64_t size_of_each = (ih_size + hh_size + gates_size + h_size + 15) / 16 * 16;  // whole cache lines
+                sums_size = in_step ? 0 : call.plan.block_entries(layer.size) * G,
+                h_size = layer.projected ? N * H : 0, c_size = recompute ? N * H : 0;
+  const int64_t size_of_each =
+      (ih_size + hh_size + sums_size + h_size + c_size + 15) / 16 * 16;  // whole cache lines
   const Workspace<T> workspace(D * size_of_each + forward_workspace<T, W>(layer.size, call.plan));
   std::array<std::vector<Range>, 2> time_blocks;
   std::array<std::vector<int64_t>, 2> offsets_in_block;
   std::array<ForwardArgs<T, W>, 2> directions;
   for (int64_t d = 0; d < D; ++d) {
     time_blocks[d] = call.time_blocks(d == 1);
-    if (gates_size > 0) offsets_in_block[d] = offsets_in_blocks(call.schedule.offset, time_blocks[d]);
+    if (sums_size > 0) offsets_in_block[d] = offsets_in_blocks(call.schedule.offset, time_blocks[d]);
     T* const packed_ih = workspace.data() + d * size_of_each;
-    T *const packed_hh = packed_ih + ih_size, *const gates_memory = packed_hh + hh_size;
+    T *const packed_hh = packed_ih + ih_size, *const sums = packed_hh + hh_size, *const h = sums + sums_size;
+    const S* const c0 = pointer<S>(layer.c0) + d * N * H;
+    T* const c = recompute ? h + h_size : pointer<T>(out.c_n) + d * N * H;
+    std::transform(c0, c0 + N * H, c, [](S value) { return widen(value); });
     directions[d] = {.size = layer.size,
                      .rows = call.schedule.rows(),
                      .reverse = d == 1,
@@ -162,25 +164,20 @@ void run_forward(const LayerCall& call, const ForwardResults& out, bool recomput
                      .bias = layer.biased ? biases.data() + d * G : nullptr,
                      .x = pointer<S>(layer.x),
                      .h0 = pointer<S>(layer.h0) + d * N * P,
-                     .c0 = pointer<T>(layer.c0) + d * N * H,
                      .zeros = zeros.data(),
-                     .gates = out.gates ? pointer<T>(out.gates) + d * G : gates_memory,
-                     .gates_offset = (gates_size > 0 ? offsets_in_block[d] : call.schedule.offset).data(),
-                     .gates_stride = out.gates ? D * G : G,
-                     .keep_gates = out.gates.has_value(),
+                     .sums = sums_size > 0 ? sums : nullptr,
+                     .sums_offset = sums_size > 0 ? offsets_in_block[d].data() : nullptr,
                      .input_in_step = in_step,
                      .recompute = recompute,
                      .y = pointer<S>(out.y) + d * P,
                      .y_stride = D * P,
-                     .h = layer.projected ? gates_memory + gates_size : nullptr};
-    ForwardArgs<T, W>& args = directions[d];
-    if (!recompute) {
-      args.h_n = pointer<S>(out.h_n) + d * N * P;
-      args.c_n = pointer<T>(out.c_n) + d * N * H;
-    }
-    args.cells = out.cells ? pointer<T>(out.cells) + d * H : args.c_n;
-    args.cells_stride = out.cells ? D * H : H;
-    args.keep_cells = out.cells.has_value();
+                     .gates = out.gates ? pointer<S>(out.gates) + d * G : nullptr,
+                     .gates_stride = D * G,
+                     .cells = out.cells ? pointer<S>(out.cells) + d * H : nullptr,
+                     .cells_stride = D * H,
+                     .h = layer.projected ? h : nullptr,
+                     .c = c,
+                     .h_n = recompute ? nullptr : pointer<S>(out.h_n) + d * N * P};
   }
   forward(directions.data(), D, workspace.data() + D * size_of_each, call.plan);
 }
@@ -198,18 +195,22 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
 
   // In the compute type. What is not needed is returned empty; each a tensor of its own, as outputs of an
   // operator must be.
+  const ScalarType compute = compute_type(layer.x);
   const auto gradient_of = [&](const Tensor& tensor, bool need) {
-    if (!need) return allocate(layer.c0, {0});
-    return layer.size.steps == 0 ? allocate_zeros(layer.c0, tensor.sizes())
-                                 : new_large(layer.c0, tensor.sizes());
+    if (!need) return allocate(tensor, {0}, compute);
+    return layer.size.steps == 0 ? allocate_zeros(tensor, tensor.sizes(), compute)
+                                 : new_large(tensor, tensor.sizes(), compute);
   };
   InputGradients out{gradient_of(layer.x, needed.x),
                      gradient_of(layer.h0, needed.h0),
-                     allocate(layer.c0, layer.c0.sizes()),
+                     allocate(layer.c0, layer.c0.sizes(), compute),
                      {}};
+  const auto widen_into = [](const W* from, int64_t count, T* to) {
+    std::transform(from, from + count, to, [](W value) { return widen(value); });
+  };
   // The pass begins with the gradient of c_n. torch's clone and new_zeros take a microsecond longer.
   if (grads.c_n)
-    std::copy_n(pointer<T>(prepare(*grads.c_n, dtype_of(layer.c0))), D * N * H, pointer<T>(out.c0));
+    widen_into(pointer<W>(grads.c_n), D * N * H, pointer<T>(out.c0));
   else
     std::fill_n(pointer<T>(out.c0), D * N * H, T(0));
   out.weights.reserve(layer.weights.size());
@@ -234,13 +235,13 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
                     .weight_hr = layer.projected ? pointer<W>(layer.weight_hr(d)) : nullptr,
                     .x = pointer<W>(layer.x),
                     .h0 = pointer<W>(layer.h0) + d * N * P,
-                    .c0 = pointer<T>(layer.c0) + d * N * H,
+                    .c0 = pointer<W>(layer.c0) + d * N * H,
                     .zeros = zeros.data(),
                     .y = pointer<W>(saved.y) + d * P,
-                    .gates = pointer<T>(saved.gates) + d * 4 * H,
-                    .cells = pointer<T>(saved.cells) + d * H,
+                    .gates = pointer<W>(saved.gates) + d * 4 * H,
+                    .cells = pointer<W>(saved.cells) + d * H,
                     .grad_y = grads.y ? pointer<W>(grads.y) + d * P : nullptr,
-                    .grad_cells = grads.cells ? pointer<T>(grads.cells) + d * H : nullptr,
+                    .grad_cells = grads.cells ? pointer<W>(grads.cells) + d * H : nullptr,
                     .grad_h_n = grads.h_n ? pointer<W>(grads.h_n) + d * N * P : nullptr,
                     .gates_stride = D * 4 * H,
                     .y_stride = D * P,
@@ -262,8 +263,7 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
                  cut = !stays && d == 0 && call.schedule.resets && call.schedule.resets[n];
       T* const grad_h0 = pointer<T>(out.h0) + (d * N + n) * P;
       if (stays && grads.h_n)
-        std::transform(pointer<W>(grads.h_n) + (d * N + n) * P, pointer<W>(grads.h_n) + (d * N + n + 1) * P,
-                       grad_h0, [](W value) { return widen(value); });
+        widen_into(pointer<W>(grads.h_n) + (d * N + n) * P, P, grad_h0);
       else if (stays || cut)
         std::fill_n(grad_h0, P, T(0));
     }
@@ -272,18 +272,18 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
 }
 
 struct Backend {
-  static ScalarType kept_type(const Tensor& x) { return compute_type(x); }
+  static ScalarType kept_type(const Tensor& x) { return state_type(x); }
 
   static ForwardResults forward(const LayerInputs& in, const Keep& keep) {
     const LayerCall call(in, Pass::forward);
     const auto& [T, N, I, H, P, D, S] = call.layer.size;
-    ForwardResults out{.y = call.new_sequence(call.layer.x, D * P),
+    ForwardResults out{.y = call.new_sequence(D * P),
                        .h_n = allocate(call.layer.x, {D, N, P}),
-                       .c_n = allocate(call.layer.c0, {D, N, H}),
+                       .c_n = allocate(call.layer.c0, {D, N, H}, compute_type(in.x)),
                        .cells = {},
                        .gates = {}};
-    if (keep.cells) out.cells = call.new_sequence(call.layer.c0, D * H);
-    if (keep.gates) out.gates = call.new_sequence(call.layer.c0, D * 4 * H);
+    if (keep.cells) out.cells = call.new_sequence(D * H);
+    if (keep.gates) out.gates = call.new_sequence(D * 4 * H);
     run_forward(call, out, false);
     for (Tensor* const result : {&out.y, &out.h_n, &out.c_n}) *result = cast(*result, dtype_of(in.x));
     return out;
@@ -292,8 +292,7 @@ struct Backend {
   static RecomputedTensors recompute(const LayerInputs& in, const Tensor& y) {
     const LayerCall call(in, Pass::forward);
     const int64_t D = call.layer.size.directions, H = call.layer.size.hidden;
-    const Tensor& c0 = call.layer.c0;
-    const RecomputedTensors out{call.new_sequence(c0, D * H), call.new_sequence(c0, D * 4 * H)};
+    const RecomputedTensors out{call.new_sequence(D * H), call.new_sequence(D * 4 * H)};
     run_forward(call, {prepare(y, state_type(in.x)), {}, {}, out.cells, out.gates}, true);
     return out;
   }
@@ -301,11 +300,11 @@ struct Backend {
   static InputGradients backward(const LayerInputs& in, const OutputGradients& grads,
                                  const SavedForBackward& saved, const NeededGradients& needed) {
     const LayerCall call(in, Pass::backward);
-    const ScalarType factor = state_type(in.x), kept = kept_type(in.x);
-    const auto run = factor == ScalarType::Double     ? run_backward<double, double>
-                     : factor == ScalarType::BFloat16 ? run_backward<float, BFloat16>
-                                                      : run_backward<float, float>;
-    InputGradients out = run(call, prepare(grads, factor, kept), prepare(saved, factor, kept), needed);
+    const ScalarType type = state_type(in.x);
+    const auto run = type == ScalarType::Double     ? run_backward<double, double>
+                     : type == ScalarType::BFloat16 ? run_backward<float, BFloat16>
+                                                    : run_backward<float, float>;
+    InputGradients out = run(call, prepare(grads, type), prepare(saved, type), needed);
     for (Tensor* const gradient : {&out.x, &out.h0, &out.c0}) *gradient = cast(*gradient, dtype_of(in.x));
     for (Tensor& weight : out.weights) weight = cast(weight, dtype_of(in.x));
     return out;

@@ -187,8 +187,8 @@ struct Backend {
   static InputGradients backward(const LayerInputs& in, const OutputGradients& given_grads,
                                  const SavedForBackward& given_saved, const NeededGradients& needed) {
     const LayerCall call(in, Pass::backward);
-    const OutputGradients grads = prepare(given_grads, call.io, call.io);
-    const SavedForBackward saved = prepare(given_saved, call.io, call.io);
+    const OutputGradients grads = prepare(given_grads, call.io);
+    const SavedForBackward saved = prepare(given_saved, call.io);
     // What is not needed is returned empty; each a tensor of its own, as outputs of an operator must be.
     InputGradients out{call.new_io({0}), call.new_io({0}), {}, {}};
     for (size_t i = 0; i < call.layer.weights.size(); ++i) out.weights.push_back(call.new_io({0}));

@@ -16,7 +16,7 @@
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16,fma")
 #endif
 
-#include "../../cell.h"
+#include "../../kept.h"
 
 namespace fusedlstm::cpu {
 namespace {

@@ -9,7 +9,7 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
-#include "../../cell.h"
+#include "../../kept.h"
 
 namespace fusedlstm::cpu {
 namespace {

@@ -10,7 +10,7 @@
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma")
 #endif
 
-#include "../../cell.h"
+#include "../../kept.h"
 
 namespace fusedlstm::cpu {
 namespace {

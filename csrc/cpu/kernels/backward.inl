@@ -137,10 +137,10 @@ void backward_project(const BackwardArgs<T, W>& args, const BackwardWorkspace<T,
 }
 
 // A row in step t.
-template <class T>
+template <class W>
 struct BackwardRow {
   int64_t row, block_entry;
-  const T* c_prev;
+  const W* c_prev;
   bool enters, first;  // it starts from states of zero, or from h0 and c0
 };
 
@@ -148,17 +148,15 @@ struct BackwardRow {
 template <class T, class W>
 FUSEDLSTM_HOST_DEVICE void backward_cells(const BackwardArgs<T, W>& args,
                                           const BackwardWorkspace<T, W>& workspace, int64_t t,
-                                          const BackwardRow<T>& at, int64_t unit, Vec<T> grad_h) {
+                                          const BackwardRow<W>& at, int64_t unit, Vec<T> grad_h) {
   const int64_t H = args.size.hidden, G = 4 * H, units = H - unit, entry = args.rows.entry(t, at.row);
   const int64_t cell = entry * args.cells_stride + unit;
-  const T* const saved = args.gates + entry * args.gates_stride + unit;
-  const Gates<Vec<T>> gates{load(saved, units), load(saved + H, units), load(saved + 2 * H, units),
-                            load(saved + 3 * H, units)};
+  const Gates<Vec<T>> gates = load_kept<T>(args.gates + entry * args.gates_stride + unit, H, units);
   T* const grad_c0 = args.grad_c0 + at.row * H + unit;  // gradient of the cell state, from step to step
   Vec<T> grad_c = load(grad_c0, units);
-  if (args.grad_cells) grad_c += load(args.grad_cells + cell, units);
-  const CellDerivative<Vec<T>> derivative =
-      cell_derivative<VectorMath<T>>(gates, load(at.c_prev + unit, units), load(args.cells + cell, units));
+  if (args.grad_cells) grad_c += widened<T>(args.grad_cells + cell, units);
+  const CellDerivative<Vec<T>> derivative = cell_derivative<VectorMath<T>>(
+      gates, widened<T>(at.c_prev + unit, units), widened<T>(args.cells + cell, units));
   const CellGradient<Vec<T>> grad = cell_gradient(derivative, grad_h, grad_c);
   store_gates(workspace.grad_gates + at.block_entry * G + unit, grad.pre, H, units);
   if (at.first) store_gates(workspace.grad_gates_first + at.row * G + unit, grad.pre, H, units);
@@ -177,7 +175,7 @@ void backward_step(const BackwardArgs<T, W>& args, const BackwardWorkspace<T, W>
   for_each_row_block(args.rows, t, share, [&](int64_t* row, int64_t count) {
     const int64_t continued = projected ? 0 : continued_first(args, t, row, count);
     const W* from[kMC];
-    BackwardRow<T> rows[kMC];
+    BackwardRow<W> rows[kMC];
     for (int64_t r = 0; r < count; ++r) {
       const int64_t index = block_entry(args.rows, time_block, t, row[r]);
       const bool enters = enters_segment(args, t, row[r]);
@@ -185,8 +183,7 @@ void backward_step(const BackwardArgs<T, W>& args, const BackwardWorkspace<T, W>
         from[r] = workspace.grad_p + index * P;
       else if (r < continued)
         from[r] = next_grad_gates(args, workspace, time_block, t, row[r]);
-      rows[r] = {row[r], index, c_before(args, t, row[r], true), enters,
-                 is_first(args, t, row[r]) && !enters};
+      rows[r] = {row[r], index, c_before(args, t, row[r]), enters, is_first(args, t, row[r]) && !enters};
     }
     const int64_t multiplied = projected ? count : continued;
     const T* const panels = projected ? workspace.panels_hr : workspace.panels_hh;

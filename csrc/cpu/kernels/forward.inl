@@ -46,8 +46,8 @@ int64_t forward_workspace_of_thread(const Sizes& size) {
 }
 
 template <class T, class W>
-FUSEDLSTM_HOST_DEVICE T* gates_of(const ForwardArgs<T, W>& args, int64_t t, int64_t row) {
-  return args.gates + (args.gates_offset[t] + row) * args.gates_stride;
+FUSEDLSTM_HOST_DEVICE T* sums_of(const ForwardArgs<T, W>& args, int64_t t, int64_t row) {
+  return args.sums + (args.sums_offset[t] + row) * 4 * args.size.hidden;
 }
 
 // sum [count, 4, lanes] = biases + x times W_ih, for the units from `unit` on.
@@ -66,7 +66,7 @@ template <class T, class W, class Panels>
 void input_gates(const ForwardArgs<T, W>& args, Range time_block, const Share<T>& share) {
   const int64_t H = args.size.hidden, I = args.size.input, L = kLanes<T>;
   const StateType<T, W>* x[kMC];
-  T* gates[kMC];
+  T* sums[kMC];
   int64_t count = 0;
   const auto flush = [&] {
     const typename Panels::Setup setup(GateProduct<T, W, Panels>::setup_rows(args.packed_ih, count));
@@ -77,7 +77,7 @@ void input_gates(const ForwardArgs<T, W>& args, Range time_block, const Share<T>
       start_gates(args, of_x, count, unit, sum);
       for (int64_t r = 0; r < count; ++r)
         for (int64_t gate = 0; gate < 4; ++gate)
-          store(gates[r] + gate * H + unit, load(sum + (4 * r + gate) * L), H - unit);
+          store(sums[r] + gate * H + unit, load(sum + (4 * r + gate) * L), H - unit);
     }
     count = 0;
   };
@@ -85,22 +85,21 @@ void input_gates(const ForwardArgs<T, W>& args, Range time_block, const Share<T>
     for (int64_t at = share.row_first; at < args.rows.active[t]; at += share.row_stride) {
       const int64_t row = args.rows.order[at];
       x[count] = args.x + args.rows.entry(t, row) * I;
-      gates[count] = gates_of(args, t, row);
+      sums[count] = sums_of(args, t, row);
       if (++count == kMC) flush();
     }
   if (count > 0) flush();
 }
 
-// Writes c_t, h_t and the activated gates of one row and one vector of units, from the sums before
-// activation.
+// Writes c_t, h_t and what is kept of one row and one vector of units, from the sums before activation.
 template <class T, class W>
 FUSEDLSTM_HOST_DEVICE void update_cells(const ForwardArgs<T, W>& args, int64_t t, int64_t row, int64_t unit,
-                                        const T* sum, const T* c_prev, T* gates) {
+                                        const T* sum, const T* c_prev) {
   const int64_t H = args.size.hidden, L = kLanes<T>, units = H - unit, entry = args.rows.entry(t, row);
   const Gates<Vec<T>> activated =
       activate<VectorMath<T>>(Gates<Vec<T>>{load(sum), load(sum + L), load(sum + 2 * L), load(sum + 3 * L)});
   const Vec<T> c_t = next_cell(activated, load(c_prev + unit, units));
-  store(args.cells + (args.keep_cells ? entry : row) * args.cells_stride + unit, c_t, units);
+  store(args.c + row * H + unit, c_t, units);
   if (!args.recompute) {
     const Vec<T> h = hidden_state<VectorMath<T>>(activated, c_t);
     if (args.h)
@@ -108,7 +107,8 @@ FUSEDLSTM_HOST_DEVICE void update_cells(const ForwardArgs<T, W>& args, int64_t t
     else
       store(args.y + entry * args.y_stride + unit, h, units);
   }
-  if (args.keep_gates) store_gates(gates + unit, activated, H, units);
+  if (args.cells) store(args.cells + entry * args.cells_stride + unit, c_t, units);
+  if (args.gates) store_kept(args.gates + entry * args.gates_stride + unit, activated, H, units);
 }
 
 template <class T, class W, class Panels>
@@ -117,12 +117,10 @@ void forward_step(const ForwardArgs<T, W>& args, int64_t t, const Share<T>& shar
   for_each_row_block(args.rows, t, share, [&](const int64_t* row, int64_t count) {
     const StateType<T, W>*x[kMC], *h_prev[kMC];
     const T* c_prev[kMC];
-    T* gates[kMC];
     for (int64_t r = 0; r < count; ++r) {
       x[r] = args.x + args.rows.entry(t, row[r]) * I;
       h_prev[r] = h_before(args, t, row[r]);
-      c_prev[r] = c_before(args, t, row[r], args.keep_cells);
-      gates[r] = gates_of(args, t, row[r]);
+      c_prev[r] = enters_segment(args, t, row[r]) ? static_cast<const T*>(args.zeros) : args.c + row[r] * H;
     }
     const typename Panels::Setup setup(GateProduct<T, W, Panels>::setup_rows(args.packed_hh, count));
     const GateProduct<T, W, Panels> of_x(x, args.input_in_step ? count : 0, I, args.weight_ih, args.packed_ih,
@@ -137,10 +135,9 @@ void forward_step(const ForwardArgs<T, W>& args, int64_t t, const Share<T>& shar
       else
         for (int64_t r = 0; r < count; ++r)
           for (int64_t gate = 0; gate < 4; ++gate)
-            store(sum + (4 * r + gate) * L, load(gates[r] + gate * H + unit, H - unit));
+            store(sum + (4 * r + gate) * L, load(sums_of(args, t, row[r]) + gate * H + unit, H - unit));
       of_h.add(H, unit, sum);
-      for (int64_t r = 0; r < count; ++r)
-        update_cells(args, t, row[r], unit, sum + 4 * r * L, c_prev[r], gates[r]);
+      for (int64_t r = 0; r < count; ++r) update_cells(args, t, row[r], unit, sum + 4 * r * L, c_prev[r]);
     }
   });
 }

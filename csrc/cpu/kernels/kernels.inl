@@ -27,6 +27,29 @@ FUSEDLSTM_HOST_DEVICE void store_gates(S* out, const Gates<V>& gates, int64_t H,
   store(out + 3 * H, gates.o, units);
 }
 
+template <class T, class S>
+FUSEDLSTM_HOST_DEVICE Gates<Vec<T>> load_gates(const S* in, int64_t H, int64_t units) {
+  return {widened<T>(in, units), widened<T>(in + H, units), widened<T>(in + 2 * H, units),
+          widened<T>(in + 3 * H, units)};
+}
+
+// Gates that are kept for the backward pass: activated, and in 16 bits as kept.h writes them.
+template <class S, class V>
+FUSEDLSTM_HOST_DEVICE void store_kept(S* out, const Gates<V>& gates, int64_t H, int64_t units) {
+  if constexpr (sizeof(S) == 2)
+    store_gates(out, as_kept<VectorSigns>(gates), H, units);
+  else
+    store_gates(out, gates, H, units);
+}
+template <class T, class S>
+FUSEDLSTM_HOST_DEVICE Gates<Vec<T>> load_kept(const S* in, int64_t H, int64_t units) {
+  const Gates<Vec<T>> gates = load_gates<T>(in, H, units);
+  if constexpr (sizeof(S) == 2)
+    return from_kept<VectorSigns>(gates);
+  else
+    return gates;
+}
+
 #include "backward.inl"
 #include "forward.inl"
 

@@ -1,5 +1,5 @@
 // The instruction set every processor of the architecture has: SSE2 on x86-64, NEON on arm64.
-#include "../../cell.h"
+#include "../../kept.h"
 #include "kernels.h"
 
 namespace fusedlstm::cpu {

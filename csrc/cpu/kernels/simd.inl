@@ -206,6 +206,17 @@ FUSEDLSTM_HOST_DEVICE void transpose_square(Vec<T>* square) {
   transpose_square<T, 1>(square, std::make_integer_sequence<int, kLanes<T>>());
 }
 
+struct VectorSigns {
+  using V = Vec<float>;
+  using Bits = Lanes<float>::Bits;
+
+  static FUSEDLSTM_HOST_DEVICE V magnitude(V v) { return (V)((Bits)v & 0x7fffffff); }
+  static FUSEDLSTM_HOST_DEVICE V with_sign_of(V sign, V v) {
+    return (V)(((Bits)v & 0x7fffffff) | ((Bits)sign & ~0x7fffffff));
+  }
+  static FUSEDLSTM_HOST_DEVICE Bits is_negative(V v) { return (Bits)v < 0; }
+};
+
 template <class T>
 struct VectorMath {
   using V = Vec<T>;
