@@ -21,10 +21,10 @@ void for_each_row_block(const Rows& rows, int64_t t, const Share<T>& share, cons
 // Stores one vector of units of each gate; gates are H elements apart.
 template <class S, class V>
 FUSEDLSTM_HOST_DEVICE void store_gates(S* out, const Gates<V>& gates, int64_t H, int64_t units) {
-  store(out, gates.i, units);
-  store(out + H, gates.f, units);
-  store(out + 2 * H, gates.g, units);
-  store(out + 3 * H, gates.o, units);
+  store_factor(out, gates.i, units);
+  store_factor(out + H, gates.f, units);
+  store_factor(out + 2 * H, gates.g, units);
+  store_factor(out + 3 * H, gates.o, units);
 }
 
 template <class T, class S>

@@ -2,7 +2,9 @@
 // bfloat16 are exact in float, and sums are float. Included by avx512_bf16.cpp and amx.inl alone, in an
 // anonymous namespace.
 
+#define FUSEDLSTM_NARROW_BFLOAT16(v) _mm512_maskz_cvtneps_pbh(0xffff, (__m512)(v))
 #include "avx512.inl"
+#undef FUSEDLSTM_NARROW_BFLOAT16
 
 struct MultiplyAddPairs {
   static FUSEDLSTM_HOST_DEVICE Vec<float> splat_element(const float* element) {

@@ -143,6 +143,22 @@ FUSEDLSTM_HOST_DEVICE void store(BFloat16* p, Vec<float> v, int64_t n) {
     for (int64_t j = 0; j < n; ++j) p[j].bits = stored[j];
 }
 
+// The same for gates and their gradients, where a subnormal number may become zero. It does in the products
+// that read them.
+template <class S, class V>
+FUSEDLSTM_HOST_DEVICE void store_factor(S* p, V v, int64_t n) {
+#ifdef FUSEDLSTM_NARROW_BFLOAT16
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    if (n >= kLanes<float>) {
+      const auto stored = FUSEDLSTM_NARROW_BFLOAT16(v);
+      std::memcpy(p, &stored, sizeof stored);
+      return;
+    }
+  }
+#endif
+  store(p, v, n);
+}
+
 // The sums over the lanes of four vectors of eight: first within 128-bit halves, where shuffles are cheap.
 template <class Eight>
 FUSEDLSTM_HOST_DEVICE auto four_sums(Eight v0, Eight v1, Eight v2, Eight v3) {
