@@ -1,6 +1,7 @@
 """Every instruction set that this processor has, not the best alone."""
 
 import ctypes
+import mmap
 import os
 import subprocess
 import sys
@@ -79,6 +80,11 @@ def test_every_16_bit_weight(isa):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_reads_end_with_the_tensors(isa):
+    done = run(isa, "-c", "import tests.test_instruction_sets as t; t.check_that_reads_end_with_the_tensors()")
+    assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-2000:]}"
+
+
 def test_in_turns_with_torchs_own_bfloat16():
     """Its products use the same tile registers, in other shapes."""
     linear, x = torch.nn.Linear(96, 64, dtype=torch.bfloat16), torch.randn(40, 96, dtype=torch.bfloat16)
@@ -92,6 +98,28 @@ def test_in_turns_with_torchs_own_bfloat16():
                 torch.testing.assert_close(out[0] if isinstance(out, tuple) else out, wanted, rtol=0, atol=0)
             torch.testing.assert_close(ours(inputs[:, :7])[0], expected[2][:, :7], rtol=0, atol=0)
             torch.testing.assert_close(theirs(inputs)[0], expected[1], rtol=0, atol=0)
+
+
+def _before_a_guard_page(tensor):
+    """A copy that ends where memory ends that may be read."""
+    pages = -(-tensor.nbytes // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + pages * mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
+    offset = pages * mmap.PAGESIZE - tensor.nbytes
+    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
+    return copy.view(tensor.shape).copy_(tensor)
+
+
+def check_that_reads_end_with_the_tensors():
+    """Packed weights and unpacked ones, of units and features that fill no vector and no tile."""
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        for T, N, I, H in ((1, 3, 37, 21), (60, 5, 35, 33)):
+            weights = [torch.randn(4 * H, size, dtype=dtype) for size in (I, H)]
+            tensors = [torch.randn(shape, dtype=dtype) for shape in ((T, N, I), (1, N, H), (1, N, H))]
+            x, h0, c0, *weights = [_before_a_guard_page(tensor).requires_grad_() for tensor in (*tensors, *weights)]
+            y, h_n, c_n, *_ = fusedlstm.ops.lstm_layer(x, h0, c0, weights)
+            torch.autograd.grad((y.sum() + h_n.sum() + c_n.sum()), [x, h0, c0, *weights])
 
 
 def check_every_16_bit_weight():
