@@ -308,9 +308,11 @@ def _time(runner: Runner, calls: int) -> float:
 def _take_turns(runners: list[Runner], seconds: float, settle: bool) -> None:
     """A round is one sample of each runner in an order of its own: a slow moment of the machine hits all of them.
 
-    A sample is as many calls as last 10 ms. Before it come a few calls that do not count and, on a CPU, a pause until
-    all threads of the process are idle: those of another provider may go on spinning (ONNX Runtime's take a core for
-    60 ms after a call, in which nn.LSTM took 2.5 times as long at T100 N1 H512). At least 5 rounds, at most 60.
+    A sample is as many calls as last 10 ms. Before it come a few calls that do not count, one at least: a virtual
+    machine may have given freed memory back to its host while others had their turns, and then the next call takes up
+    to twice as long. And on a CPU there is a pause before it until all threads of the process are idle: those of
+    another provider may go on spinning (ONNX Runtime's take a core for 60 ms after a call, in which nn.LSTM took 2.5
+    times as long at T100 N1 H512). At least 5 rounds, at most 60.
     """
     calls = {}
     for runner in runners:
@@ -324,8 +326,7 @@ def _take_turns(runners: list[Runner], seconds: float, settle: bool) -> None:
             if settle:
                 _settle()
             count = calls[runner.provider.name]
-            if count > 1:
-                _time(runner, min(count, 3))
+            _time(runner, min(count, 3))
             runner.seconds.append(_time(runner, count))
         rounds += 1
 
