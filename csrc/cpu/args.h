@@ -168,7 +168,7 @@ struct BackwardWorkspace {
 
 // Elements of W_ih (depth I) or W_hh (depth P) when packed.
 int64_t packed_weights(int64_t depth, int64_t hidden);
-// Rows of a batch for which a forward pass may pack its weights.
+// The fewest rows of a batch for which a forward pass may pack its weights.
 template <class T, class W>
 int64_t packed_rows();
 template <class T, class W>

@@ -109,6 +109,11 @@ std::vector<int64_t> offsets_in_blocks(const std::vector<int64_t>& offset, const
   return offsets;
 }
 
+template <class T, class S>
+void widen_into(const S* from, int64_t count, T* to) {
+  std::transform(from, from + count, to, [](S value) { return widen(value); });
+}
+
 // [D, 4H]: bias_ih + bias_hh.
 template <class T>
 std::vector<T> summed_biases(const Layer& layer) {
@@ -149,9 +154,8 @@ void run_forward(const LayerCall& call, const ForwardResults& out, bool recomput
     if (sums_size > 0) offsets_in_block[d] = offsets_in_blocks(call.schedule.offset, time_blocks[d]);
     T* const packed_ih = workspace.data() + d * size_of_each;
     T *const packed_hh = packed_ih + ih_size, *const sums = packed_hh + hh_size, *const h = sums + sums_size;
-    const S* const c0 = pointer<S>(layer.c0) + d * N * H;
     T* const c = recompute ? h + h_size : pointer<T>(out.c_n) + d * N * H;
-    std::transform(c0, c0 + N * H, c, [](S value) { return widen(value); });
+    widen_into(pointer<S>(layer.c0) + d * N * H, N * H, c);
     directions[d] = {.size = layer.size,
                      .rows = call.schedule.rows(),
                      .reverse = d == 1,
@@ -205,9 +209,6 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
                      gradient_of(layer.h0, needed.h0),
                      allocate(layer.c0, layer.c0.sizes(), compute),
                      {}};
-  const auto widen_into = [](const W* from, int64_t count, T* to) {
-    std::transform(from, from + count, to, [](W value) { return widen(value); });
-  };
   // The pass begins with the gradient of c_n. torch's clone and new_zeros take a microsecond longer.
   if (grads.c_n)
     widen_into(pointer<W>(grads.c_n), D * N * H, pointer<T>(out.c0));

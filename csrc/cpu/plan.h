@@ -36,8 +36,8 @@ struct ThreadPlan {
 // Of a forward pass.
 int64_t multiply_adds(const Sizes& sizes);
 
-// `threads` is how many are available; the plan may use fewer. `cached_weight_bytes`: as in caches.h. A
-// forward pass packs weights only for batches of `packed_rows` rows or more.
+// `threads` is how many are available; the plan may use fewer. `cached_weight_bytes`: as in caches.h.
+// `packed_rows`: as in args.h.
 ThreadPlan make_thread_plan(const Sizes& sizes, int64_t threads, Pass pass, int64_t cached_weight_bytes,
                             int64_t packed_rows);
 

@@ -15,7 +15,7 @@ class GateProduct {
         block_(rows, packed ? count : 0, depth, workspace),
         unpacked_(rows, packed ? 0 : count, depth, workspace) {}
 
-  // What Panels::Setup is told before such products.
+  // Rows for which Panels::Setup prepares the processor before such products.
   static int64_t setup_rows(const T* packed, int64_t count) {
     return packed ? count : Panels::Unpacked::kSetupRows;
   }

@@ -31,7 +31,6 @@ constexpr int64_t kMaxLanes = 16;
 struct Blocking {
   int64_t lanes;            // of a vector
   int64_t panel_row_bytes;  // bytes of a panel for each k of the matrix
-  int64_t packed_rows;      // rows that a panel of weights needs to be faster than the weights as they are
 
   // Panels of this depth that stay in a core's own cache (BLIS: NC / NR).
   int64_t nc_panels(int64_t depth) const {
@@ -42,6 +41,8 @@ struct Blocking {
 // A unit block is one vector, for gates and projection.
 template <class T, class W>
 struct ForwardKernels : Blocking {
+  int64_t packed_rows;  // the fewest rows of a batch for which packed weights are faster than unpacked ones
+
   int64_t (*workspace)(const Sizes&);  // elements for one thread
 
   // Packs W_ih or W_hh: a panel has all four gates of a unit block.

@@ -55,7 +55,8 @@ FUSEDLSTM_HOST_DEVICE Gates<Vec<T>> load_kept(const S* in, int64_t H, int64_t un
 
 template <class T, class W, class Panels = VectorPanels<T, W>>
 constexpr ForwardKernels<T, W> make_forward_kernels() {
-  return {{.lanes = kLanes<T>, .panel_row_bytes = Panels::kRowBytes, .packed_rows = Panels::kPackedRows},
+  return {{.lanes = kLanes<T>, .panel_row_bytes = Panels::kRowBytes},
+          Panels::kPackedRows,
           forward_workspace_of_thread<T, W, Panels>,
           pack_gates<T, W, Panels>,
           input_gates<T, W, Panels>,
@@ -65,7 +66,7 @@ constexpr ForwardKernels<T, W> make_forward_kernels() {
 
 template <class T, class W, class Panels = VectorPanels<T, W>>
 constexpr BackwardKernels<T, W> make_backward_kernels() {
-  return {{.lanes = kLanes<T>, .panel_row_bytes = Panels::kRowBytes, .packed_rows = Panels::kPackedRows},
+  return {{.lanes = kLanes<T>, .panel_row_bytes = Panels::kRowBytes},
           kNR<T>,
           Panels::packed_depth,
           Panels::template workspace<W>,

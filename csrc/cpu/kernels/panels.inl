@@ -114,7 +114,7 @@ class DotRows;
 template <class T, class W>
 struct VectorPanels {
   static constexpr int64_t kRowBytes = kNR<T> * sizeof(T);  // of a panel, for each k of the matrix
-  static constexpr int64_t kPackedRows = 4;                 // as Blocking::packed_rows
+  static constexpr int64_t kPackedRows = 4;                 // as ForwardKernels::packed_rows
 
   static int64_t packed_depth(int64_t depth) { return depth; }
 
@@ -184,7 +184,8 @@ struct VectorPanels {
 template <class T, class W>
 class DotRows {
  public:
-  static constexpr int64_t kSetupRows = 0;  // rows that Panels::Setup is told
+  // Rows for which Panels::Setup prepares the processor: none, since vectors need no preparation.
+  static constexpr int64_t kSetupRows = 0;
 
   template <class S>
   DotRows(const S* const* rows, int64_t count, int64_t depth, T* workspace)
