@@ -143,14 +143,14 @@ void bind_cpu_plan(pybind11::module_& m) {
       "make_cpu_plan",
       [](int64_t steps, int64_t batch, int64_t input, int64_t hidden, std::optional<int64_t> outputs,
          int64_t directions, int64_t threads, bool backward, int64_t cached_weight_bytes,
-         int64_t packed_rows) {
+         int64_t packed_from_rows, int64_t packed_from_entries) {
         const Sizes sizes{steps, batch, input, hidden, outputs.value_or(hidden), directions, steps * batch};
         return cpu::make_thread_plan(sizes, threads, backward ? Pass::backward : Pass::forward,
-                                     cached_weight_bytes, packed_rows);
+                                     cached_weight_bytes, {packed_from_rows, packed_from_entries});
       },
       pybind11::kw_only(), "steps"_a, "batch"_a, "input"_a, "hidden"_a, "outputs"_a = pybind11::none(),
       "directions"_a = 1, "threads"_a, "backward"_a = false, "cached_weight_bytes"_a = 256 << 10,
-      "packed_rows"_a = 4, "Chooses; asks no processor.");
+      "packed_from_rows"_a = 4, "packed_from_entries"_a = 24, "Chooses; asks no processor.");
 }
 
 }  // namespace

@@ -110,5 +110,6 @@ def make_cpu_plan(
     threads: int,
     backward: bool = False,
     cached_weight_bytes: int = 262144,
-    packed_rows: int = 4,
+    packed_from_rows: int = 4,
+    packed_from_entries: int = 24,
 ) -> CpuPlan: ...

@@ -68,7 +68,12 @@ def test_every_thread_has_a_place(steps, batch, input, hidden, directions, threa
 
 def test_tiles_pack_for_a_single_sequence():
     sizes = {"steps": 48, "batch": 1, "input": 512, "hidden": 512, "threads": 2}
-    assert [make_cpu_plan(**sizes, packed_rows=rows).packs for rows in (1, 2)] == [True, False]
+    assert [make_cpu_plan(**sizes, packed_from_rows=rows).packs for rows in (1, 2)] == [True, False]
+
+
+def test_tiles_pack_for_fewer_gradients():
+    sizes = {"steps": 1, "batch": 16, "input": 512, "hidden": 512, "threads": 2, "backward": True}
+    assert [make_cpu_plan(**sizes, packed_from_entries=entries).packs for entries in (8, 24)] == [True, False]
 
 
 def test_weights_are_kept_where_the_cache_holds_them():

@@ -103,9 +103,9 @@ struct BackwardArgs {
   T* grad_c0;  // [N, H]     holds the gradient of c_n on entry
   T* grad_x;   // [S, I]     with `reverse` added to what is there, the other direction's
   T* grad_h0;  // [N, P]
-  T* grad_weight_ih;
-  T* grad_weight_hh;
-  T* grad_weight_hr;
+  W* grad_weight_ih;
+  W* grad_weight_hh;
+  W* grad_weight_hr;
   T* grad_bias;  // [4H]
   T* workspace;  // backward_workspace<T, W>(size, plan, projected) elements
 };
@@ -161,16 +161,16 @@ struct BackwardWorkspace {
   W *grad_p, *h;                           // [B, P], [B, H]  outputs and h of a layer with a projection
   W *grad_gates_t, *grad_p_t;              // [4H, B], [P, B]
   T *panels_x, *panels_h_prev, *panels_h;  // x [B, I], state before each step [B, P], h [B, H]
-  T* row_blocks;                           // [threads, row_block]
-  int64_t row_block;                       // elements of a thread's row block
-  int64_t size;                            // elements of all
+  T *sums_ih, *sums_hh, *sums_hr;  // of weight gradients in T; null: T is W, or there is one time block
+  T* row_blocks;                   // [threads, row_block]
+  int64_t row_block;               // elements of a thread's row block
+  int64_t size;                    // elements of all
 };
 
 // Elements of W_ih (depth I) or W_hh (depth P) when packed.
 int64_t packed_weights(int64_t depth, int64_t hidden);
-// The fewest rows of a batch for which a forward pass may pack its weights.
 template <class T, class W>
-int64_t packed_rows();
+PackedFrom packed_from();
 template <class T, class W>
 int64_t forward_workspace(const Sizes& size, const ThreadPlan& plan);
 template <class T, class W>

@@ -15,11 +15,6 @@ namespace {
 // nn.LSTM adds up one product per step, and so has the rounding error of sums over N rows only.
 constexpr int64_t kWeightGradientKC = 64;
 
-template <class W>
-constexpr W kOne = 1;
-template <>
-constexpr BFloat16 kOne<BFloat16> = {0x3f80};
-
 // A dense matrix as pointers to its rows.
 template <class W>
 std::vector<const W*> row_pointers(const W* matrix, int64_t rows, int64_t stride) {
@@ -44,24 +39,32 @@ BackwardWorkspace<T, W> lay_out(const BackwardKernels<T, W>& k, const Sizes& s, 
   const auto take_factor = [&](int64_t count) {
     return reinterpret_cast<W*>(take(ceil_div(count * sizeof(W), sizeof(T))));
   };
-  // Memory that a plan without packing does not use.
   const auto take_packed = [&](int64_t depth, int64_t columns) {
-    return plan.packs ? take(k.packed_depth(depth) * round_up(columns, k.nr)) : nullptr;
+    return take(k.packed_depth(depth) * round_up(columns, k.nr));
   };
-  const int64_t row_block = plan.packs ? round_up(k.workspace(std::max(G, depth)), kMaxLanes) : 0;
-  BackwardWorkspace<T, W> workspace{.panels_ih = take_packed(G, s.input),
-                                    .panels_hh = take_packed(G, P),
-                                    .panels_hr = take_packed(projected_P, H),
+  const auto take_weight = [&](int64_t depth, int64_t columns) {
+    return plan.packs ? take_packed(depth, columns) : nullptr;
+  };
+  const auto take_sums = [&](int64_t count) {
+    return std::is_same_v<T, W> || depth == s.entries ? nullptr : take(count);
+  };
+  const int64_t row_block = round_up(k.workspace(plan.packs ? std::max(G, depth) : depth), kMaxLanes);
+  BackwardWorkspace<T, W> workspace{.panels_ih = take_weight(G, s.input),
+                                    .panels_hh = take_weight(G, P),
+                                    .panels_hr = take_weight(projected_P, H),
                                     .grad_gates_next = take_factor(N * G),
                                     .grad_gates_first = take_factor(N * G),
                                     .grad_gates = take_factor(depth * G),
                                     .grad_p = take_factor(depth * projected_P),
                                     .h = take_factor(depth * projected_H),
-                                    .grad_gates_t = take_factor(plan.packs ? depth * G : 0),
-                                    .grad_p_t = take_factor(plan.packs ? depth * projected_P : 0),
+                                    .grad_gates_t = take_factor(depth * G),
+                                    .grad_p_t = take_factor(depth * projected_P),
                                     .panels_x = take_packed(depth, s.input),
                                     .panels_h_prev = take_packed(depth, P),
                                     .panels_h = take_packed(depth, projected_H),
+                                    .sums_ih = take_sums(G * s.input),
+                                    .sums_hh = take_sums(G * P),
+                                    .sums_hr = take_sums(projected_P * H),
                                     .row_blocks = take(plan.threads() * row_block),
                                     .row_block = row_block,
                                     .size = 0};
@@ -80,6 +83,13 @@ std::vector<const W*> previous_states(const BackwardArgs<T, W>& args, Range time
       states.push_back(t < args.rows.length[row] ? h_before(args, t, row)
                                                  : static_cast<const W*>(args.zeros));
   return states;
+}
+
+// Whether the factors of the weights' gradients are arranged for panels. Sums of few terms are faster with
+// both factors as they are, but cannot be rounded to W.
+template <class T, class W>
+bool arranges_factors(const BackwardArgs<T, W>& args, const ThreadPlan& plan) {
+  return plan.packs || args.time_blocks.size() > 1 || !std::is_same_v<T, W>;
 }
 
 enum class BackwardWork { begin, project, steps, input_gradient, weight_gradients, h0_gradient };
@@ -105,7 +115,7 @@ std::vector<BackwardPhase> phases_of(const BackwardArgs<T, W>& args, const Threa
     }
     phases.back().after = Barrier::group;
     phases.push_back({Work::input_gradient, time_block, {}, Barrier::group});
-    if (plan.packs) phases.push_back({Work::weight_gradients, time_block, {}});
+    if (arranges_factors(args, plan)) phases.push_back({Work::weight_gradients, time_block, {}});
   }
   if (args.grad_h0) phases.push_back({Work::h0_gradient, {}, {}});
   return phases;
@@ -128,8 +138,9 @@ class BackwardStrand {
         return recurrence(phase);
       case BackwardWork::input_gradient:
         gradient_of_input(phase.time_block);
-        if (packs()) return arrange_factors(phase.time_block);
-        return gradients_of_weights_unpacked(phase.time_block);  // the only time block
+        if (arranges_factors(args_, strand_.plan)) return arrange_factors(phase.time_block);
+        if constexpr (std::is_same_v<T, W>) gradients_of_weights_unpacked(phase.time_block);  // the only one
+        return;
       case BackwardWork::weight_gradients:
         return gradients_of_weights(phase.time_block);
       case BackwardWork::h0_gradient:
@@ -151,11 +162,10 @@ class BackwardStrand {
   // it to be read once: in a single time block, with panels divided among the threads.
   bool packs_in_gemm() const { return packs() && args_.time_blocks.size() == 1 && divides_panels(s_.input); }
 
-  // This thread's part of out [rows, columns] = a [rows, depth] times a packed matrix, or += with `adds`:
-  // part of the rows, or of the panels if rows are few. With `unpacked` it packs its panels from that matrix
-  // first.
+  // This thread's part of a product with a packed matrix (BackwardKernels::gemm): part of the rows, or of the
+  // panels if rows are few. With `unpacked` it packs its panels from that matrix first.
   void gemm(const W* a, int64_t depth, int64_t rows, T* packed, int64_t columns, int64_t kc, bool adds,
-            T* out, const W* unpacked = nullptr) {
+            T* sums, W* rounded, const W* unpacked = nullptr) {
     const int64_t NR = k_.nr, panel_size = NR * k_.packed_depth(depth), panel_count = ceil_div(columns, NR),
                   nc_panels = k_.nc_panels(depth);
     const bool by_rows = !unpacked && (rows >= kMC * strand_.plan.group_size() || !divides_panels(columns));
@@ -167,8 +177,9 @@ class BackwardStrand {
       if (unpacked)
         k_.pack_panels(row_pointers(unpacked + column, depth, columns).data(), depth, columns - column,
                        {0, end - begin}, part);
+      const auto own_part = [&](auto* out) { return out ? out + row.begin * columns + column : nullptr; };
       k_.gemm(a + row.begin * depth, row.end - row.begin, part, std::min(end * NR, columns) - column, depth,
-              kc, adds, out + row.begin * columns + column, columns, row_block());
+              kc, adds, own_part(sums), own_part(rounded), columns, row_block());
       if (!unpacked) part += nc_panels * panel_size;
     }
   }
@@ -196,7 +207,7 @@ class BackwardStrand {
   void multiply(const W* grad_gates, int64_t rows, const W* weight, T* panels, int64_t columns, bool adds,
                 T* out, bool packs_first = false) {
     if (packs())
-      gemm(grad_gates, G(), rows, panels, columns, kKC, adds, out, packs_first ? weight : nullptr);
+      gemm(grad_gates, G(), rows, panels, columns, kKC, adds, out, nullptr, packs_first ? weight : nullptr);
     else
       gemm_unpacked(grad_gates, G(), 1, rows, row_pointers(weight, G(), columns), columns, adds, out);
   }
@@ -249,9 +260,11 @@ class BackwardStrand {
 
   // The gradients of weights and biases from the only time block. Sums of few terms: both factors are read as
   // they are.
-  void gradients_of_weights_unpacked(Range time_block) {
+  void gradients_of_weights_unpacked(Range time_block)
+    requires std::is_same_v<T, W>
+  {
     const int64_t H = s_.hidden, P = s_.outputs, I = s_.input, depth = entries(time_block);
-    const W one = kOne<W>;
+    const T one = 1;
     const auto add = [&](const W* grad, int64_t rows, const std::vector<const W*>& b, int64_t columns,
                          T* out) { gemm_unpacked(grad, 1, rows, rows, b, columns, false, out); };
     if (args_.grad_weight_ih)
@@ -287,14 +300,26 @@ class BackwardStrand {
   // Adds the time block's part to the gradients of weights and biases, or writes the first part.
   void gradients_of_weights(Range time_block) {
     const int64_t depth = entries(time_block);
-    const bool adds = time_block.begin != args_.time_blocks.front().begin;
-    const auto add = [&](const W* grad_t, int64_t rows, T* packed, int64_t columns, T* out) {
-      if (out) gemm(grad_t, depth, rows, packed, columns, kWeightGradientKC, adds, out);
+    const bool adds = time_block.begin != args_.time_blocks.front().begin,
+               ends = time_block.begin == args_.time_blocks.back().begin;
+    const auto add = [&](const W* grad_t, int64_t rows, T* packed, int64_t columns, T* sums, W* out) {
+      if (out)
+        gemm(grad_t, depth, rows, packed, columns, kWeightGradientKC, adds, sums_of(sums, out),
+             ends ? out : nullptr);
     };
-    add(workspace_.grad_gates_t, G(), workspace_.panels_x, s_.input, args_.grad_weight_ih);
-    add(workspace_.grad_gates_t, G(), workspace_.panels_h_prev, s_.outputs, args_.grad_weight_hh);
-    add(workspace_.grad_p_t, s_.outputs, workspace_.panels_h, s_.hidden, args_.grad_weight_hr);
+    const BackwardWorkspace<T, W>& w = workspace_;
+    add(w.grad_gates_t, G(), w.panels_x, s_.input, w.sums_ih, args_.grad_weight_ih);
+    add(w.grad_gates_t, G(), w.panels_h_prev, s_.outputs, w.sums_hh, args_.grad_weight_hh);
+    add(w.grad_p_t, s_.outputs, w.panels_h, s_.hidden, w.sums_hr, args_.grad_weight_hr);
     if (args_.grad_bias) gradient_of_bias(depth, adds);
+  }
+
+  // Where a gradient of weights is summed over time blocks: in place, unless it is rounded in the end.
+  static T* sums_of(T* sums, W* out) {
+    if constexpr (std::is_same_v<T, W>)
+      return out;
+    else
+      return sums;
   }
 
   void gradient_of_bias(int64_t depth, bool adds) {

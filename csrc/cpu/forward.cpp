@@ -129,8 +129,8 @@ int64_t packed_weights(int64_t depth, int64_t hidden) {
 }
 
 template <class T, class W>
-int64_t packed_rows() {
-  return forward_kernels<T, W>().packed_rows;
+PackedFrom packed_from() {
+  return forward_kernels<T, W>().packed_from;
 }
 
 template <class T, class W>
@@ -145,16 +145,16 @@ void forward(const ForwardArgs<T, W>* directions, int64_t count, T* workspace, c
     if (!directions[d].recompute) write_last_states(directions[d]);
 }
 
-template int64_t packed_rows<double, double>();
+template PackedFrom packed_from<double, double>();
 template int64_t forward_workspace<double, double>(const Sizes&, const ThreadPlan&);
 template void forward(const ForwardArgs<double, double>*, int64_t, double*, const ThreadPlan&);
-template int64_t packed_rows<float, float>();
+template PackedFrom packed_from<float, float>();
 template int64_t forward_workspace<float, float>(const Sizes&, const ThreadPlan&);
 template void forward(const ForwardArgs<float, float>*, int64_t, float*, const ThreadPlan&);
-template int64_t packed_rows<float, BFloat16>();
+template PackedFrom packed_from<float, BFloat16>();
 template int64_t forward_workspace<float, BFloat16>(const Sizes&, const ThreadPlan&);
 template void forward(const ForwardArgs<float, BFloat16>*, int64_t, float*, const ThreadPlan&);
-template int64_t packed_rows<float, Half>();
+template PackedFrom packed_from<float, Half>();
 template int64_t forward_workspace<float, Half>(const Sizes&, const ThreadPlan&);
 template void forward(const ForwardArgs<float, Half>*, int64_t, float*, const ThreadPlan&);
 

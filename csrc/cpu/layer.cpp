@@ -86,7 +86,7 @@ struct LayerCall {
         plan(make_thread_plan(
             layer.size, team_size(torch::stable::get_num_threads(), multiply_adds(layer.size)), pass,
             cached_weight_bytes(),
-            with_types(dtype_of(in.x), []<class T, class W>(T, W) { return packed_rows<T, W>(); }))) {}
+            with_types(dtype_of(in.x), []<class T, class W>(T, W) { return packed_from<T, W>(); }))) {}
 
   // A sequence tensor of state_type; the passes write the steps of each row, and what lies past its length
   // reads as zero.
@@ -200,13 +200,13 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
   // In the compute type. What is not needed is returned empty; each a tensor of its own, as outputs of an
   // operator must be.
   const ScalarType compute = compute_type(layer.x);
-  const auto gradient_of = [&](const Tensor& tensor, bool need) {
-    if (!need) return allocate(tensor, {0}, compute);
-    return layer.size.steps == 0 ? allocate_zeros(tensor, tensor.sizes(), compute)
-                                 : new_large(tensor, tensor.sizes(), compute);
+  const auto gradient_of = [&](const Tensor& tensor, bool need, ScalarType type) {
+    if (!need) return allocate(tensor, {0}, type);
+    return layer.size.steps == 0 ? allocate_zeros(tensor, tensor.sizes(), type)
+                                 : new_large(tensor, tensor.sizes(), type);
   };
-  InputGradients out{gradient_of(layer.x, needed.x),
-                     gradient_of(layer.h0, needed.h0),
+  InputGradients out{gradient_of(layer.x, needed.x, compute),
+                     gradient_of(layer.h0, needed.h0, compute),
                      allocate(layer.c0, layer.c0.sizes(), compute),
                      {}};
   // The pass begins with the gradient of c_n. torch's clone and new_zeros take a microsecond longer.
@@ -216,7 +216,8 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
     std::fill_n(pointer<T>(out.c0), D * N * H, T(0));
   out.weights.reserve(layer.weights.size());
   for (size_t i = 0; i < layer.weights.size(); ++i)
-    out.weights.push_back(gradient_of(layer.weights[i], needed.weights[i]));
+    out.weights.push_back(gradient_of(layer.weights[i], needed.weights[i],
+                                      layer.weights[i].dim() == 1 ? compute : dtype_of(layer.weights[i])));
 
   const std::vector<T> zeros = new_vector<T>(std::max(H, P));
   const Workspace<T> workspace(backward_workspace<T, W>(layer.size, call.plan, layer.projected));
@@ -224,9 +225,12 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
     const Layer::Positions at = layer.positions(d);
     const std::vector<Range> time_blocks = call.time_blocks(d == 0);
     const auto weight_gradient = [&](int64_t i) {
+      return i >= 0 && needed.weights[i] ? pointer<W>(out.weights[i]) : nullptr;
+    };
+    const auto bias_gradient = [&](int64_t i) {
       return i >= 0 && needed.weights[i] ? pointer<T>(out.weights[i]) : nullptr;
     };
-    T *const grad_bias_ih = weight_gradient(at.bias_ih), *const grad_bias_hh = weight_gradient(at.bias_hh);
+    T *const grad_bias_ih = bias_gradient(at.bias_ih), *const grad_bias_hh = bias_gradient(at.bias_hh);
     backward<T, W>({.size = layer.size,
                     .rows = call.schedule.rows(),
                     .reverse = d == 1,

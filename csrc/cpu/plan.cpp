@@ -12,16 +12,11 @@ constexpr int64_t kStepWork = 1 << 15;
 // With this many rows for each row thread the batch is divided before the units are: 8 if all weights fit the
 // core's own cache, else as many as share a panel in the L1 cache (kMC).
 constexpr int64_t kRowsOfCachedWeights = 8;
-// Packing pays off if the call uses each weight this often.
+// Packing pays off in a forward pass if the call uses each weight this often.
 constexpr int64_t kPackedUses = 48;
-// The backward pass reads weights along their rows, and so needs fewer uses for it. It does not pack the
-// factors of weight gradients either, whose sums are as short then.
-constexpr int64_t kPackedUsesBackward = 24;
 // Rows (steps x batch) of a backward time block, over which the weight gradients sum. A forward block has kMC
 // rows for a row thread, so that its gates stay in the L2 cache.
 constexpr int64_t kBackwardRows = 256;
-// A backward pass that does not pack has one time block, whatever the batch (BackwardThread::run).
-static_assert(kPackedUsesBackward <= kBackwardRows / 2);
 
 }  // namespace
 
@@ -31,12 +26,12 @@ int64_t multiply_adds(const Sizes& s) {
 }
 
 ThreadPlan make_thread_plan(const Sizes& s, int64_t threads, Pass pass, int64_t cached_weight_bytes,
-                            int64_t packed_rows) {
+                            PackedFrom packed_from) {
   const int64_t cached_weights = cached_weight_bytes / int64_t(sizeof(float));
   // s.entries: how often a pass uses each weight.
   const bool packs = pass == Pass::backward
-                         ? s.entries >= kPackedUsesBackward
-                         : s.steps > 1 && s.batch >= packed_rows && s.entries >= kPackedUses;
+                         ? s.entries >= packed_from.entries
+                         : s.steps > 1 && s.batch >= packed_from.rows && s.entries >= kPackedUses;
   ThreadPlan plan{.groups = 1, .unit_threads = 1, .row_threads = 1, .time_block = 1, .packs = packs};
   const int64_t gates = 4 * s.hidden;
   if (multiply_adds(s) < kTeamWork) threads = 1;

@@ -23,7 +23,7 @@ struct Range {
 struct ThreadPlan {
   int64_t groups, unit_threads, row_threads;
   int64_t time_block;  // steps whose products with x (forward) or weight gradients (backward) are one product
-  bool packs;          // whether the pass packs the weights first (backward: all factors of its products)
+  bool packs;          // whether the pass packs the weights first
 
   int64_t group_size() const { return row_threads * unit_threads; }
   int64_t threads() const { return groups * group_size(); }
@@ -36,10 +36,15 @@ struct ThreadPlan {
 // Of a forward pass.
 int64_t multiply_adds(const Sizes& sizes);
 
+// The smallest calls for which packed weights are faster than unpacked ones.
+struct PackedFrom {
+  int64_t rows;     // of the batch, in a forward pass
+  int64_t entries;  // in a backward pass
+};
+
 // `threads` is how many are available; the plan may use fewer. `cached_weight_bytes`: as in caches.h.
-// `packed_rows`: as in args.h.
 ThreadPlan make_thread_plan(const Sizes& sizes, int64_t threads, Pass pass, int64_t cached_weight_bytes,
-                            int64_t packed_rows);
+                            PackedFrom packed_from);
 
 // Divides all steps into time blocks, in rising or falling order of steps. Step t has the entries
 // [offset[t], offset[t + 1]).

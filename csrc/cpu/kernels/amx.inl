@@ -114,8 +114,8 @@ class TileDots : PairLayout<kTileDepth> {
 
 struct TilePanels : PairLayout<kTileDepth> {
   using Unpacked = TileDots;
-  // Even for one row, since a panel is read in the order of memory.
-  static constexpr int64_t kPackedRows = 1;
+  // Forward even for one row, since a panel is read in the order of memory.
+  static constexpr PackedFrom kPackedFrom = {.rows = 1, .entries = 8};
 
   // Configures tiles 0 to 3 for sums, 4 and 5 for rows, 6 and 7 for columns. The destructor restores the
   // configuration that was there before, which another library may rely on.

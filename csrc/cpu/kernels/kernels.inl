@@ -56,7 +56,7 @@ FUSEDLSTM_HOST_DEVICE Gates<Vec<T>> load_kept(const S* in, int64_t H, int64_t un
 template <class T, class W, class Panels = VectorPanels<T, W>>
 constexpr ForwardKernels<T, W> make_forward_kernels() {
   return {{.lanes = kLanes<T>, .panel_row_bytes = Panels::kRowBytes},
-          Panels::kPackedRows,
+          Panels::kPackedFrom,
           forward_workspace_of_thread<T, W, Panels>,
           pack_gates<T, W, Panels>,
           input_gates<T, W, Panels>,

@@ -95,7 +95,7 @@ class DotPairs {
 
 // Vector instructions: a product of two pairs is added to each float.
 struct PairPanels : PairLayout<2> {
-  static constexpr int64_t kPackedRows = 4;
+  static constexpr PackedFrom kPackedFrom = {.rows = 4, .entries = 24};
 
   using Unpacked = DotPairs;
   struct Setup {

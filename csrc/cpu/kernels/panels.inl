@@ -114,7 +114,7 @@ class DotRows;
 template <class T, class W>
 struct VectorPanels {
   static constexpr int64_t kRowBytes = kNR<T> * sizeof(T);  // of a panel, for each k of the matrix
-  static constexpr int64_t kPackedRows = 4;                 // as ForwardKernels::packed_rows
+  static constexpr PackedFrom kPackedFrom = {.rows = 4, .entries = 24};
 
   static int64_t packed_depth(int64_t depth) { return depth; }
 
@@ -259,11 +259,11 @@ void transpose(const W* const* rows, int64_t depth, Range columns, W* out) {
     }
 }
 
-// out = a times a packed matrix, or += with `adds`: once, so that the rounding error does not grow with the
-// parts of the depth.
+// As BackwardKernels::gemm. `sums` are added once, so that the rounding error does not grow with the parts of
+// the depth.
 template <class T, class W, class Panels>
 void gemm(const W* a, int64_t rows, const T* panels, int64_t columns, int64_t depth, int64_t kc, bool adds,
-          T* out, int64_t out_stride, T* workspace) {
+          T* sums, W* rounded, int64_t out_stride, T* workspace) {
   constexpr int64_t L = kLanes<T>, NR = kNR<T>;
   const int64_t packed_depth = Panels::packed_depth(depth);
   for (int64_t begin = 0, next; begin < rows; begin = next) {
@@ -275,16 +275,18 @@ void gemm(const W* a, int64_t rows, const T* panels, int64_t columns, int64_t de
     const typename Panels::RowBlock block(row, count, depth, workspace);
     for (int64_t column = 0; column < columns; column += NR) {
       const int64_t vectors = panel_vectors<T>(columns - column);
-      T* const to = out + begin * out_stride + column;
       alignas(64) T sum[kMC * NR];
       for (int64_t i = 0; i < count * NR; i += L) store(sum + i, Vec<T>{});
       block.multiply(panels + column * packed_depth, vectors, sum, kc);
       for (int64_t r = 0; r < count; ++r)
         for (int64_t v = 0; v < vectors; ++v) {
-          T* const at = to + r * out_stride + v * L;
-          const int64_t width = columns - column - v * L;
-          const Vec<T> own = load(sum + (4 * r + v) * L);
-          store(at, adds ? load(at, width) + own : own, width);
+          const int64_t at = (begin + r) * out_stride + column + v * L, width = columns - column - v * L;
+          Vec<T> value = load(sum + (4 * r + v) * L);
+          if (adds) value += load(sums + at, width);
+          if (rounded)
+            store(rounded + at, value, width);
+          else
+            store(sums + at, value, width);
         }
     }
   }
