@@ -161,10 +161,12 @@ struct BackwardWorkspace {
   W *grad_p, *h;                           // [B, P], [B, H]  outputs and h of a layer with a projection
   W *grad_gates_t, *grad_p_t;              // [4H, B], [P, B]
   T *panels_x, *panels_h_prev, *panels_h;  // x [B, I], state before each step [B, P], h [B, H]
-  T *sums_ih, *sums_hh, *sums_hr;  // of weight gradients in T; null: T is W, or there is one time block
-  T* row_blocks;                   // [threads, row_block]
-  int64_t row_block;               // elements of a thread's row block
-  int64_t size;                    // elements of all
+  // Sums of the gradients of W_ih, W_hh and W_hr before the last time block; null: T is W, or there is one
+  // block.
+  T *sums_ih, *sums_hh, *sums_hr;
+  T* row_blocks;      // [threads, row_block]
+  int64_t row_block;  // elements of a thread's row block
+  int64_t size;       // elements of all
 };
 
 // Elements of W_ih (depth I) or W_hh (depth P) when packed.

@@ -85,8 +85,8 @@ std::vector<const W*> previous_states(const BackwardArgs<T, W>& args, Range time
   return states;
 }
 
-// Whether the factors of the weights' gradients are arranged for panels. Sums of few terms are faster with
-// both factors as they are, but cannot be rounded to W.
+// Whether the factors of the weights' gradients are transposed and packed. Sums of few terms are faster from
+// the factors as they are, but that product neither rounds to W nor adds up time blocks.
 template <class T, class W>
 bool arranges_factors(const BackwardArgs<T, W>& args, const ThreadPlan& plan) {
   return plan.packs || args.time_blocks.size() > 1 || !std::is_same_v<T, W>;
@@ -139,7 +139,7 @@ class BackwardStrand {
       case BackwardWork::input_gradient:
         gradient_of_input(phase.time_block);
         if (arranges_factors(args_, strand_.plan)) return arrange_factors(phase.time_block);
-        if constexpr (std::is_same_v<T, W>) gradients_of_weights_unpacked(phase.time_block);  // the only one
+        if constexpr (std::is_same_v<T, W>) gradients_of_weights_unpacked(phase.time_block);
         return;
       case BackwardWork::weight_gradients:
         return gradients_of_weights(phase.time_block);
@@ -165,7 +165,7 @@ class BackwardStrand {
   // This thread's part of a product with a packed matrix (BackwardKernels::gemm): part of the rows, or of the
   // panels if rows are few. With `unpacked` it packs its panels from that matrix first.
   void gemm(const W* a, int64_t depth, int64_t rows, T* packed, int64_t columns, int64_t kc, bool adds,
-            T* sums, W* rounded, const W* unpacked = nullptr) {
+            T* sums, W* out, const W* unpacked = nullptr) {
     const int64_t NR = k_.nr, panel_size = NR * k_.packed_depth(depth), panel_count = ceil_div(columns, NR),
                   nc_panels = k_.nc_panels(depth);
     const bool by_rows = !unpacked && (rows >= kMC * strand_.plan.group_size() || !divides_panels(columns));
@@ -177,9 +177,9 @@ class BackwardStrand {
       if (unpacked)
         k_.pack_panels(row_pointers(unpacked + column, depth, columns).data(), depth, columns - column,
                        {0, end - begin}, part);
-      const auto own_part = [&](auto* out) { return out ? out + row.begin * columns + column : nullptr; };
+      const auto own_part = [&](auto* all) { return all ? all + row.begin * columns + column : nullptr; };
       k_.gemm(a + row.begin * depth, row.end - row.begin, part, std::min(end * NR, columns) - column, depth,
-              kc, adds, own_part(sums), own_part(rounded), columns, row_block());
+              kc, adds, own_part(sums), own_part(out), columns, row_block());
       if (!unpacked) part += nc_panels * panel_size;
     }
   }
@@ -303,23 +303,15 @@ class BackwardStrand {
     const bool adds = time_block.begin != args_.time_blocks.front().begin,
                ends = time_block.begin == args_.time_blocks.back().begin;
     const auto add = [&](const W* grad_t, int64_t rows, T* packed, int64_t columns, T* sums, W* out) {
+      if constexpr (std::is_same_v<T, W>) sums = out;
       if (out)
-        gemm(grad_t, depth, rows, packed, columns, kWeightGradientKC, adds, sums_of(sums, out),
-             ends ? out : nullptr);
+        gemm(grad_t, depth, rows, packed, columns, kWeightGradientKC, adds, sums, ends ? out : nullptr);
     };
     const BackwardWorkspace<T, W>& w = workspace_;
     add(w.grad_gates_t, G(), w.panels_x, s_.input, w.sums_ih, args_.grad_weight_ih);
     add(w.grad_gates_t, G(), w.panels_h_prev, s_.outputs, w.sums_hh, args_.grad_weight_hh);
     add(w.grad_p_t, s_.outputs, w.panels_h, s_.hidden, w.sums_hr, args_.grad_weight_hr);
     if (args_.grad_bias) gradient_of_bias(depth, adds);
-  }
-
-  // Where a gradient of weights is summed over time blocks: in place, unless it is rounded in the end.
-  static T* sums_of(T* sums, W* out) {
-    if constexpr (std::is_same_v<T, W>)
-      return out;
-    else
-      return sums;
   }
 
   void gradient_of_bias(int64_t depth, bool adds) {

@@ -197,8 +197,8 @@ InputGradients run_backward(const LayerCall& call, const OutputGradients& grads,
   const Layer& layer = call.layer;
   const auto& [steps, N, I, H, P, D, S] = layer.size;
 
-  // In the compute type. What is not needed is returned empty; each a tensor of its own, as outputs of an
-  // operator must be.
+  // Gradients of weight matrices are of the type of x, all others of the compute type. What is not needed is
+  // returned empty; each a tensor of its own, as outputs of an operator must be.
   const ScalarType compute = compute_type(layer.x);
   const auto gradient_of = [&](const Tensor& tensor, bool need, ScalarType type) {
     if (!need) return allocate(tensor, {0}, type);

@@ -41,7 +41,7 @@ struct Blocking {
 // A unit block is one vector, for gates and projection.
 template <class T, class W>
 struct ForwardKernels : Blocking {
-  PackedFrom packed_from;  // here and in the backward pass
+  PackedFrom packed_from;  // of both passes: float16 has no backward kernels
 
   int64_t (*workspace)(const Sizes&);  // elements for one thread
 
@@ -73,10 +73,10 @@ struct BackwardKernels : Blocking {
   // grad_gates and grad_c of step t.
   void (*backward_step)(const BackwardArgs<T, W>&, const BackwardWorkspace<T, W>&, Range time_block,
                         int64_t t, const Share<T>&);
-  // a [rows, depth] times a packed matrix: [rows, columns], plus `sums` with `adds`, written to `rounded` or,
-  // if that is null, to `sums`. kc as kKC above.
+  // Multiplies a [rows, depth] with a packed matrix, adds `sums` [rows, columns] to the product if `adds`,
+  // and writes the result to `out`, rounded to W, or to `sums` if `out` is null. kc as kKC above.
   void (*gemm)(const W* a, int64_t rows, const T* panels, int64_t columns, int64_t depth, int64_t kc,
-               bool adds, T* sums, W* rounded, int64_t out_stride, T* workspace);
+               bool adds, T* sums, W* out, int64_t out_stride, T* workspace);
   // out [rows, columns] = a [rows, depth] times the rows b [depth, columns], or += with `adds`. Value (r, k)
   // of a is a[r * a_row + k * a_depth].
   void (*gemm_unpacked)(const W* a, int64_t a_row, int64_t a_depth, int64_t rows, const W* const* b,

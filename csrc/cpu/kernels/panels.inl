@@ -263,7 +263,7 @@ void transpose(const W* const* rows, int64_t depth, Range columns, W* out) {
 // the depth.
 template <class T, class W, class Panels>
 void gemm(const W* a, int64_t rows, const T* panels, int64_t columns, int64_t depth, int64_t kc, bool adds,
-          T* sums, W* rounded, int64_t out_stride, T* workspace) {
+          T* sums, W* out, int64_t out_stride, T* workspace) {
   constexpr int64_t L = kLanes<T>, NR = kNR<T>;
   const int64_t packed_depth = Panels::packed_depth(depth);
   for (int64_t begin = 0, next; begin < rows; begin = next) {
@@ -283,8 +283,8 @@ void gemm(const W* a, int64_t rows, const T* panels, int64_t columns, int64_t de
           const int64_t at = (begin + r) * out_stride + column + v * L, width = columns - column - v * L;
           Vec<T> value = load(sum + (4 * r + v) * L);
           if (adds) value += load(sums + at, width);
-          if (rounded)
-            store(rounded + at, value, width);
+          if (out)
+            store(out + at, value, width);
           else
             store(sums + at, value, width);
         }
